@@ -1,0 +1,1 @@
+"""ViT, CLIP and DALL-E in JAX, TPU first."""

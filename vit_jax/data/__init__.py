@@ -1,0 +1,1 @@
+"""Data: sources, image transforms and the batched input pipeline."""

@@ -1,0 +1,93 @@
+"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
+
+TensorFlow Datasets stores a data set as ArrayRecord files if asked to, and
+then neither preparing nor reading it needs TensorFlow
+(https://www.tensorflow.org/datasets/data_source).
+"""
+
+from collections.abc import Callable
+import functools
+import os
+from typing import Any
+
+
+class TfdsSource:
+  """One split of a TensorFlow Datasets data set, its images left encoded.
+
+  Attributes:
+    class_names: Names of the classes of the feature 'label'.
+    prefix: What names are made of: 'train' gives 'train/0', 'train/1', ...
+  """
+
+  def __init__(self, records: Any, class_names: tuple[str, ...], prefix: str):
+    self.class_names = class_names
+    self.prefix = prefix
+    self._records = records
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self._records[index]
+    return {'image': record['image'], 'label': int(record['label'])}
+
+  def name(self, index: int) -> str:
+    return f'{self.prefix}/{index}'
+
+
+def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
+  """Returns how to open each split of a TensorFlow Datasets data set.
+
+  Args:
+    name: Name, with configuration and version if need be, as in
+      'imagenet2012:5.1.0'. It is looked for in the folder that the environment
+      variable TFDS_DATA_DIR names, else in ~/tensorflow_datasets.
+
+  Raises:
+    ImportError: If tensorflow_datasets is not installed.
+    ValueError: If the data set is unknown, or lacks an image or a label.
+    FileNotFoundError: If it has not been prepared on this machine.
+  """
+  try:
+    import tensorflow_datasets  # Optional, and slow to import.
+  except ImportError as error:
+    raise ImportError(
+      f"the source 'tfds:{name}' needs TensorFlow Datasets: run "
+      "'pip install tensorflow-datasets array-record'"
+    ) from error
+  data_dir = os.environ.get('TFDS_DATA_DIR')
+  prepare = (
+    'prepare it with: python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder('{name}', file_format='array_record')"
+    '.download_and_prepare()"'
+  )
+  try:
+    builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+  except tensorflow_datasets.core.DatasetNotFoundError as error:
+    raise ValueError(f"'tfds:{name}': {error}") from error
+  if not builder.info.splits:
+    raise FileNotFoundError(
+      f"'tfds:{name}' is not in {builder.data_dir}; {prepare}"
+    )
+  features = builder.info.features
+  if not {'image', 'label'} <= set(features):
+    raise ValueError(
+      f"'tfds:{name}' has the features {', '.join(features)}; 'image' and "
+      "'label' are needed"
+    )
+
+  def open_split(split: str) -> TfdsSource:
+    decoders = {'image': tensorflow_datasets.decode.SkipDecoding()}
+    try:
+      records = builder.as_data_source(split=split, decoders=decoders)
+    except NotImplementedError as error:
+      raise ValueError(
+        f"'tfds:{name}' is stored in files that only TensorFlow reads; "
+        f'{prepare}'
+      ) from error
+    return TfdsSource(records, tuple(features['label'].names), split)
+
+  return {
+    split: functools.partial(open_split, split)
+    for split in builder.info.splits
+  }

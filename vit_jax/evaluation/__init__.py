@@ -1,0 +1,1 @@
+"""How well it was learned: one file a kind of question."""

@@ -1,0 +1,1 @@
+"""How it computes: pure modules that know nothing else of the package."""

@@ -1,0 +1,41 @@
+"""Trains: `python -m vit_jax.train --config=configs/digits.py --workdir=D`.
+
+Starting it again goes on from the newest checkpoint in the workdir.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from vit_jax import command_line, config
+from vit_jax.training import loop, schema, summary
+from vit_jax.training import run as run_lib
+
+
+def main(arguments: Sequence[str], console: Console) -> None:
+  """Trains, or with `--check` only says what would be done."""
+  options = command_line.parser(__doc__, 'vit_jax.train')
+  options.add_argument(
+    '--config', required=True, help='configuration: FILE.py or FILE.py:VARIANT'
+  )
+  options.add_argument(
+    '--check', action='store_true', help='print the plan of the run and stop'
+  )
+  known, overrides = command_line.split(options, arguments)
+  resolved = config.resolve(
+    config.load(known.config), overrides, schema.SCHEMA
+  )
+  run = run_lib.prepare(resolved, planned=known.check)
+  if known.check:
+    console.print(summary.of_plan(run))
+    return
+  if known.workdir is None:
+    raise config.ConfigError(
+      '--workdir is missing: the folder for checkpoints and reports, such as '
+      '--workdir=runs/first.'
+    )
+  loop.train(run, known.workdir, console)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

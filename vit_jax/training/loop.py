@@ -1,0 +1,353 @@
+"""The training loop: the only one, whatever is learned."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from vit_jax.config import ConfigError
+from vit_jax.data import pipeline
+from vit_jax.evaluation import mean_metrics
+from vit_jax.training import flops as flops_lib
+from vit_jax.training import init_from, progress, report, summary
+from vit_jax.training import mesh as mesh_lib
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.metrics import MetricsWriter
+from vit_jax.training.run import Run
+
+# Batches that are on their way to the devices while one is computed.
+_AHEAD = 2
+# What may differ from the configuration that a workdir was begun with.
+_MAY_CHANGE = (
+  'checkpoint', 'data.max_broken', 'data.workers', 'eval', 'log_every',
+  'mesh', 'total',
+)  # fmt: skip
+
+
+class TrainingError(RuntimeError):
+  """A run that cannot go on, and would not if it were started again."""
+
+
+class Preempted(Exception):
+  """The run was asked to stop; it saved its state and can be resumed."""
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+  """Turns SIGTERM and Ctrl-C into a question: was the run asked to stop?
+
+  A second Ctrl-C interrupts at once.
+  """
+  received = []
+
+  def note(number, frame):
+    if received and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    received.append(number)
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = {number: signal.signal(number, note) for number in numbers}
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def claim_workdir(workdir: pathlib.Path, config: Any) -> None:
+  """Makes the workdir and writes `config.json`.
+
+  Raises:
+    ConfigError: the workdir holds a run of another configuration.
+  """
+  path = workdir / 'config.json'
+  text = json.dumps(config.to_dict(), indent=2)
+  if path.exists():
+    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+    different = [
+      f'  {key}: was {old.get(key)!r}, is {new.get(key)!r}'
+      for key in sorted({*old, *new})
+      if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+    if different:
+      raise ConfigError(
+        f'{workdir} holds a run of another configuration:\n'
+        + '\n'.join(different)
+        + '\nGo on with the old values, or choose another --workdir.'
+      )
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + '\n')
+  except OSError as error:
+    raise ConfigError(f'--workdir={workdir} is not writable: {error}') from error
+
+
+class _Loop:
+  """The state of `train`, so that its parts can be functions of a screen."""
+
+  def __init__(self, run: Run, workdir: pathlib.Path, console: Console):
+    self.run = run
+    self.config = run.config
+    self.console = console
+    self.checkpoints = Checkpoints(
+      workdir / 'checkpoints',
+      keep=run.config.checkpoint.keep,
+      best=run.config.checkpoint.best,
+    )
+    self.every = {
+      'log': run.steps(run.config.log_every),
+      'eval': run.steps(run.config.eval.every),
+      'save': run.steps(run.config.checkpoint.every),
+    }
+    self.workdir = workdir
+    self.clock = progress.Clock()
+    self.flops = flops_lib.training_flops(run.task, run.state.params)
+    self.summed = mean_metrics.make_summed(run.task)
+    self.pending = []  # (step, metrics on the devices) not yet looked at.
+    self.tested = {}  # Newest evaluation.
+    self.speed = 0.0  # Seconds a step of the newest interval.
+
+  def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
+    """Yields training batches on the devices, sent ahead."""
+    data, config = self.run.data, self.config
+    with contextlib.closing(
+      pipeline.train_batches(
+        data.source['train'],
+        data.preprocess['train'],
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        max_broken=config.data.max_broken,
+      )
+    ) as batches:
+      queue = []
+      for batch in batches:
+        queue.append(mesh_lib.to_mesh(batch, self.run.mesh))
+        if len(queue) > _AHEAD:
+          yield queue.pop(0)
+
+  def evaluate(self, state: Any, step: int) -> None:
+    """Measures the task's metrics on the test data, and writes them."""
+    self.tested = {
+      f'test/{name}': value
+      for name, value in evaluate(self.run, state.evaluated, self.summed).items()
+    }
+    self.writer.write(step, self.tested)
+    shown = '  '.join(
+      f'{name} {value:.4g}' for name, value in self.tested.items()
+    )
+    self.bar.say(f'step {step:,}  {shown}')
+
+  def save(self, state: Any, step: int, wait: bool = False) -> None:
+    """Saves a checkpoint, of finite numbers only."""
+    self.look(self.pending)
+    meta = {
+      'config': self.config.to_dict(),
+      'class_names': list(self.run.data.class_names),
+      'image_shape': list(self.run.data.image_shape),
+    }
+    self.checkpoints.save(step, state, meta, self.tested or None, wait=wait)
+
+  def look(self, pending: list) -> list[dict[str, float]]:
+    """Fetches metrics from the devices; raises if a loss is not finite."""
+    rows = jax.device_get([metrics for _, metrics in pending])
+    for (step, _), row in zip(pending, rows):
+      if not np.isfinite(row['loss']):
+        raise TrainingError(_not_finite(step, row, self.run, self.checkpoints))
+    return rows
+
+  def log(self, step: int) -> None:
+    """Writes and shows the figures of the steps since the last log."""
+    rows = self.look(self.pending)
+    count, seconds, waited = self.clock.interval()
+    self.pending = []
+    if not rows:
+      return
+    values = {
+      f'train/{name}': float(np.mean([row[name] for row in rows]))
+      for name in rows[0]
+    }
+    rate = self.run.schedule(step - 1) * self.config.optimizer.learning_rate
+    values['train/learning_rate'] = float(rate)
+    figures = f'loss {values["train/loss"]:.4f}'
+    if count:
+      self.speed = seconds / count
+      images = self.config.batch_size / self.speed
+      devices = self.run.mesh.devices
+      values['speed/images_per_sec'] = images
+      values['speed/images_per_sec_per_core'] = images / devices.size
+      values['speed/data_wait'] = waited / seconds
+      if peak := flops_lib.peak_flops(devices.flat[0]):
+        values['speed/mfu'] = images / devices.size * self.flops / peak
+      left = (self.run.total_steps - step) * self.speed
+      figures += (
+        f'  {images:,.0f} img/s  wait {waited / seconds:.0%}'
+        f'  ETA {progress.spelled(left)}'
+      )
+    self.writer.write(step, values)
+    self.bar.log(step, figures)
+
+  def steps(self, state: Any, start: int, stop: Callable[[], bool]) -> Any:
+    """Goes from `start` to the end; returns the final state."""
+    total = self.run.total_steps
+    with contextlib.closing(self.batches(start)) as batches:
+      for step in range(start + 1, total + 1):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - asked
+        state, metrics = self.run.train_step(state, batch)
+        self.pending.append((step, metrics))
+        self.bar.step(step)
+        if step == start + 1:
+          jax.block_until_ready(metrics)  # Compilation is not speed.
+          self.clock.resume()
+        else:
+          self.clock.steps += 1
+          self.clock.waited += waited
+        self.after_step(state, step, step == total)
+        if stop() and step < total:
+          self.save_now(state, step)
+          raise Preempted(step)
+    return state
+
+  def after_step(self, state: Any, step: int, last: bool) -> None:
+    """Logs, evaluates and saves where it is time to."""
+    if step % self.every['log'] == 0 or last:
+      self.log(step)
+    saves = step % self.every['save'] == 0 or last
+    tests = step % self.every['eval'] == 0 or last
+    if saves and self.config.checkpoint.best:
+      tests = True
+    if saves or tests:
+      jax.block_until_ready(state)
+      self.clock.pause()
+      if tests:
+        self.look(self.pending)
+        self.evaluate(state, step)
+      if saves:
+        self.save(state, step)
+      self.clock.resume()
+
+  def save_now(self, state: Any, step: int) -> None:
+    """Saves before a preemption, unless this step is saved already."""
+    self.log(step)
+    if step not in self.checkpoints.steps():
+      if self.config.checkpoint.best:
+        self.evaluate(state, step)
+      self.save(state, step, wait=True)
+
+  def go(self) -> dict[str, float]:
+    """Restores or starts, trains to the end, and reports."""
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(self.checkpoints)
+      stack.enter_context(jax.set_mesh(self.run.mesh))
+      restored = self.checkpoints.restore(self.run.state)
+      if restored is None:
+        state, start = init_from.initial_state(self.run), 0
+      else:
+        state, _, start = restored
+      self.writer = stack.enter_context(
+        contextlib.closing(MetricsWriter(self.workdir, start))
+      )
+      stop = stack.enter_context(stop_requests())
+      self.bar = stack.enter_context(
+        contextlib.closing(
+          progress.ProgressBar(self.console, start, self.run.total_steps)
+        )
+      )
+      if start:
+        self.bar.say(f'Going on from step {start:,}.')
+      self.steps(state, start, stop)
+    return self.tested
+
+
+def _not_finite(step: int, row: dict, run: Run, checkpoints: Any) -> str:
+  """Says what happened, what is left and what usually causes it."""
+  rate = run.config.optimizer.learning_rate * float(run.schedule(step - 1))
+  kept = checkpoints.steps()
+  optimizer = run.config.optimizer
+  causes = [
+    f'a learning rate that is too high ({rate:.3g} at this step; peak '
+    f'{optimizer.learning_rate:.3g})',
+    'too short a warm-up (config.schedule.warmup)',
+  ]
+  if not optimizer.clip_norm:
+    causes.append('no clipping (config.optimizer.clip_norm=1.0)')
+  if 'bfloat16' in run.config.precision.to_dict().values():
+    causes.append('bfloat16 (try config.precision.softmax=float32)')
+  causes.append('broken examples: values outside the expected range')
+  return (
+    f'The loss of step {step:,} is {row["loss"]} (gradient norm '
+    f'{row["gradient_norm"]:.3g}). '
+    + (
+      f'The checkpoint of step {kept[-1]:,} is intact; start again to go on '
+      'from it with other settings.'
+      if kept
+      else 'There is no checkpoint yet.'
+    )
+    + '\nLikely causes:'
+    + ''.join(f'\n  - {cause}' for cause in causes)
+  )
+
+
+def evaluate(run: Run, variables: Any, summed: Callable) -> dict[str, float]:
+  """Returns the mean of the task's metrics over all of the test data."""
+  config = run.config
+  with contextlib.closing(
+    pipeline.eval_batches(
+      run.data.source['test'],
+      run.data.preprocess['test'],
+      batch_size=config.eval.batch_size or config.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      workers=config.data.workers,
+      max_broken=config.data.max_broken,
+    )
+  ) as batches:
+    return mean_metrics.mean_metrics(
+      summed,
+      variables,
+      (mesh_lib.to_mesh(batch, run.mesh) for batch in batches),
+    )
+
+
+def train(run: Run, workdir: pathlib.Path, console: Console) -> None:
+  """Trains to the end, from wherever the workdir is.
+
+  Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and
+  `report/` in the workdir.
+
+  Raises:
+    ConfigError: the workdir holds another run, or cannot be written.
+    Preempted: asked to stop; everything is saved.
+    TrainingError: the loss is not finite.
+  """
+  claim_workdir(workdir, run.config)
+  loop = _Loop(run, workdir, console)
+  if loop.checkpoints.latest() == run.total_steps:
+    console.print(f'This run is finished: {run.total_steps:,} steps done.')
+    return
+  console.print(summary.of_plan(run))
+  loop.go()
+  report.write(workdir)
+  console.print(summary.of_results(workdir, run))

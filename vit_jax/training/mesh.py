@@ -1,0 +1,157 @@
+"""The devices as one mesh `data x fsdp x tensor`, and what lies where.
+
+`data` splits the batch. `fsdp` splits the batch and the parameters, which are
+gathered when they are used. `tensor` splits attention heads and the hidden
+layer of MLPs. What `pmap` did is `data` alone, the default.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.config import ConfigError
+from vit_jax.training import rules
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = PartitionSpec(('data', 'fsdp'))
+
+# Which parameters are split how: axes of the mesh, each with the axis of the
+# parameter that it splits, counted from the end (stacked layers come first).
+# 'fsdp' without an axis takes the largest one that is free and divisible.
+RULES = (
+  # [..., width, heads, depth]
+  (r'.*/(query|key|value)/kernel', 'tensor@-2 fsdp'),
+  (r'.*/(query|key|value)/bias', 'tensor@-2'),
+  # [..., heads, depth, width]
+  (r'.*/attention/out/kernel', 'tensor@-3 fsdp'),
+  (r'.*/mlp/up/kernel', 'tensor@-1 fsdp'),
+  (r'.*/mlp/up/bias', 'tensor@-1'),
+  (r'.*/mlp/down/kernel', 'tensor@-2 fsdp'),
+  (r'.*', 'fsdp'),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The keys of `config.mesh`: devices along each axis; -1 is the rest."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+  # (regular expression, split) pairs, tried before RULES of this file.
+  rules: tuple = ()
+  # Smaller parameters are not worth gathering: every device keeps them.
+  fsdp_minimum_mib: float = 4.0
+
+
+def make(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
+  """Arranges devices (all there are) as the settings say."""
+  devices = list(devices or jax.devices())
+  sizes = [settings.data, settings.fsdp, settings.tensor]
+  known = math.prod(size for size in sizes if size != -1)
+  said = ' x '.join(f'{name}={size}' for name, size in zip(AXES, sizes))
+  if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    raise ConfigError(
+      f'config.mesh is {said}: sizes are 1 or more, and one may be -1, '
+      'which stands for the rest of the devices.'
+    )
+  if len(devices) % known or (-1 not in sizes and known != len(devices)):
+    raise ConfigError(
+      f'config.mesh is {said}, which does not fit {len(devices)} devices: '
+      'the product of the axes must be the number of devices.'
+    )
+  sizes = [len(devices) // known if size == -1 else size for size in sizes]
+  return jax.make_mesh(
+    sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  )
+
+
+def _split(
+  path: str, shape: tuple[int, ...], how: str, mesh: Mesh, smallest: float
+) -> PartitionSpec:
+  """Returns how a parameter of this shape is split by the rule `how`."""
+  axes = [None] * len(shape)
+  for word in how.split():
+    name, _, at = word.partition('@')
+    if name == 'replicate' or name in AXES and mesh.shape[name] == 1:
+      continue
+    if name not in AXES or (not at and name != 'fsdp'):
+      raise ConfigError(
+        f'config.mesh.rules says {how!r}, expected words such as '
+        "'replicate', 'tensor@-1', 'fsdp@0', or 'fsdp' for any axis."
+      )
+    size = mesh.shape[name]
+    if at:
+      at = int(at)
+      if not -len(shape) <= at < len(shape) or shape[at] % size:
+        raise ConfigError(
+          f'{path} with shape {shape} cannot be split by {word!r} over '
+          f'mesh.{name}={size}: {size} must divide that axis.'
+        )
+      axes[at] = name
+    elif math.prod(shape) * 4 >= smallest * 2**20:
+      # Stacked layers are taken one at a time: their axis stays whole.
+      first = 1 if '/blocks/' in path else 0
+      free = [
+        i
+        for i in range(first, len(shape))
+        if axes[i] is None and shape[i] % size == 0
+      ]
+      if free:
+        axes[max(free, key=lambda i: shape[i])] = name
+  return PartitionSpec(*axes)
+
+
+def state_sharding(state: Any, settings: Any, mesh: Mesh) -> Any:
+  """Returns where each part of a training state lies.
+
+  Args:
+    state: shapes of the state; `state.params` follows the rules, and so does
+      whatever ends in the path of a parameter and has its shape (moments,
+      averages). Everything else is on every device.
+    settings: the completed section `config.mesh`.
+    mesh: of the run.
+  """
+  params = rules.by_path(state.params)
+  own = tuple((pattern, how) for pattern, how in settings.rules)
+  rules.check(own, params, 'config.mesh.rules')
+  splits = {}
+  for path, leaf in params.items():
+    how = rules.first_match((*own, *RULES), path, 'replicate')
+    splits[path] = _split(
+      path, leaf.shape, how, mesh, settings.fsdp_minimum_mib
+    )
+
+  def place(path, leaf):
+    parts = path.split('/')
+    for start in range(len(parts)):
+      name = '/'.join(parts[start:])
+      if name in splits and leaf.shape == params[name].shape:
+        return NamedSharding(mesh, splits[name])
+    return NamedSharding(mesh, PartitionSpec())
+
+  return rules.map_by_path(place, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns how batches lie: examples over `data` and `fsdp`."""
+  return NamedSharding(mesh, BATCH)
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Returns into how many parts the batch is split."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def to_mesh(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Sends this process's part of a batch to its devices."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, value)
+    for name, value in batch.items()
+  }

@@ -1,0 +1,185 @@
+"""From gradients to updates: optax, put together from the configuration."""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax.config import ConfigError
+from vit_jax.training import rules
+
+MomentDtype = Literal['float32', 'bfloat16']
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The keys of `config.optimizer` that all optimizers share."""
+
+  # Peak of the schedule.
+  learning_rate: float
+  weight_decay: float = 0.0
+  # times_learning_rate: each step takes lr * weight_decay off a weight, as
+  # in the ViT paper, optax and torch. independent: it takes weight_decay
+  # off, times the schedule only, as in big_vision.
+  weight_decay_convention: Literal[
+    'times_learning_rate', 'independent'
+  ] = 'times_learning_rate'
+  # Longest gradient, by its norm over all parameters; 0 does not clip.
+  clip_norm: float = 0.0
+  # Micro-batches that a step goes through one after the other.
+  accumulate: int = 1
+  # Decay of the moving average of the parameters, which is then what is
+  # evaluated, such as 0.9999; 0 keeps none.
+  average: float = 0.0
+  # (regular expression, factor) pairs; the first match wins, else 1.
+  learning_rate_rules: tuple = ()
+  # The same for weight decay, else 0: biases, norms and embeddings.
+  weight_decay_rules: tuple = (('.*/kernel', 1.0),)
+  # Regular expressions of parameters that stay exactly as they are.
+  freeze: tuple = ()
+
+
+def adamw(
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  epsilon: float = 1e-8,
+  moment_dtype: MomentDtype = 'float32',
+) -> optax.GradientTransformation:
+  """Adam; its weight decay is decoupled like everybody's here.
+
+  Kingma & Ba, arXiv:1412.6980; Loshchilov & Hutter, arXiv:1711.05101. Only
+  the first moment is stored as `moment_dtype`: the second needs its range.
+  """
+  return optax.scale_by_adam(b1, b2, epsilon, mu_dtype=moment_dtype)
+
+
+def sgd(
+  *,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  moment_dtype: MomentDtype = 'float32',
+) -> optax.GradientTransformation:
+  """Stochastic gradient descent with momentum."""
+  return optax.trace(momentum, nesterov, accumulator_dtype=moment_dtype)
+
+
+def adafactor(
+  *,
+  b1: float = 0.9,
+  b2_cap: float = 0.999,
+  decay_exponent: float = 0.8,
+  moment_dtype: MomentDtype = 'bfloat16',
+) -> optax.GradientTransformation:
+  """Adam with a second moment of rows and columns only.
+
+  Shazeer & Stern, arXiv:1804.04235, in the form of Scaling ViT,
+  arXiv:2106.04560, section 3.4: b2 is capped, there is momentum, and updates
+  are not scaled with the size of the parameters.
+  """
+
+  def decay_rate(step, exponent):
+    step = jnp.asarray(step + 1, jnp.float32)
+    return jnp.minimum(b2_cap, 1 - step**-exponent)
+
+  factored = optax.scale_by_factored_rms(
+    decay_rate=decay_exponent,
+    min_dim_size_to_factor=32,
+    decay_rate_fn=decay_rate,
+  )
+  momentum = optax.ema(b1, debias=False, accumulator_dtype=moment_dtype)
+  return optax.chain(factored, momentum)
+
+
+OPTIMIZERS = {'adafactor': adafactor, 'adamw': adamw, 'sgd': sgd}
+
+
+def decay_times_learning_rate(settings: Any) -> float:
+  """Returns the weight decay in the paper's convention."""
+  if settings.weight_decay_convention == 'independent':
+    return settings.weight_decay / settings.learning_rate
+  return settings.weight_decay
+
+
+def check(settings: Any, params: Any) -> None:
+  """Raises ConfigError for settings that cannot be meant."""
+  if settings.learning_rate <= 0:
+    raise ConfigError(
+      f'config.optimizer.learning_rate is {settings.learning_rate}, expected '
+      'more than 0.'
+    )
+  if settings.accumulate < 1:
+    raise ConfigError(
+      f'config.optimizer.accumulate is {settings.accumulate}, expected 1 '
+      '(no accumulation) or more micro-batches.'
+    )
+  if not 0 <= settings.average < 1:
+    raise ConfigError(
+      f'config.optimizer.average is {settings.average}, expected a decay '
+      'such as 0.9999, or 0 for no average.'
+    )
+  paths = rules.by_path(params)
+  for name in ('learning_rate_rules', 'weight_decay_rules'):
+    rules.check(getattr(settings, name), paths, f'config.optimizer.{name}')
+  freeze = tuple((pattern, True) for pattern in settings.freeze)
+  rules.check(freeze, paths, 'config.optimizer.freeze')
+
+
+def trainable(settings: Any, params: Any) -> Any:
+  """Returns a tree of booleans: False where a parameter is frozen."""
+  freeze = tuple((pattern, False) for pattern in settings.freeze)
+  return rules.map_by_path(
+    lambda path, _: rules.first_match(freeze, path, True), params
+  )
+
+
+def make(settings: Any, schedule, params: Any) -> optax.GradientTransformation:
+  """Returns the optimizer of a run.
+
+  Args:
+    settings: the completed section `config.optimizer`.
+    schedule: from a step to a factor of the learning rate.
+    params: the parameters or their shapes, for the rules of freezing.
+  """
+  shared = {field.name for field in dataclasses.fields(Settings)}
+  own = {
+    key: value
+    for key, value in settings.items()
+    if key not in shared and key != 'name'
+  }
+  decay = decay_times_learning_rate(settings)
+
+  def decayed(path, update, param):
+    factor = rules.first_match(settings.weight_decay_rules, path, 0.0)
+    return update + decay * factor * param
+
+  def at_own_rate(path, update):
+    factor = rules.first_match(settings.learning_rate_rules, path, 1.0)
+    return update * factor
+
+  steps = [OPTIMIZERS[settings.name](**own)]
+  if settings.clip_norm:
+    steps.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+  if decay:
+    steps.append(optax.stateless(functools.partial(rules.map_by_path, decayed)))
+  if settings.learning_rate_rules:
+    scale = lambda updates, _: rules.map_by_path(at_own_rate, updates)
+    steps.append(optax.stateless(scale))
+  steps.append(
+    optax.scale_by_learning_rate(
+      lambda step: settings.learning_rate * schedule(step)
+    )
+  )
+  optimizer = optax.chain(*steps)
+  if not settings.freeze:
+    return optimizer
+  labels = jax.tree.map(
+    lambda train: 'trained' if train else 'frozen',
+    trainable(settings, params),
+  )
+  return optax.partition(
+    {'trained': optimizer, 'frozen': optax.set_to_zero()}, labels
+  )

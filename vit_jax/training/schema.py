@@ -1,0 +1,113 @@
+"""What a configuration can say; see `vit_jax.config` for the rules.
+
+Each section is the signature of what uses it. Those that no other file owns
+are here.
+"""
+
+import dataclasses
+from typing import Literal
+
+from vit_jax.config import Duration, Field, OneOf
+from vit_jax.models.vit import ViT
+from vit_jax.tasks.classification import Classification
+from vit_jax.training import mesh, optimizer, schedule
+
+MODELS = {'vit': ViT}
+TASKS = {'classification': Classification}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """`config.data.train` and `config.data.test`."""
+
+  # Where records come from: 'digits', 'idx:DIR', 'folder:DIR', 'tfds:NAME'.
+  source: str
+  # Which of them, such as 'train[:99%]' or 'train+validation'.
+  split: str
+  # What is done to each, such as 'resize(224)|value_range(-1, 1)'.
+  preprocess: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+  """`config.data.expected`: what the data should turn out to be.
+
+  With it a run can be planned where the data is not, and data that differs is
+  an error. None asks the data.
+  """
+
+  train_examples: int | None = None
+  classes: int | None = None
+  # Height, width, channels after preprocessing.
+  image_shape: tuple | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+  """`config.precision`; parameters and their updates are always float32."""
+
+  # Of activations and matrix products.
+  compute: Literal['float32', 'bfloat16'] = 'float32'
+  # Of attention weights; bfloat16 saves a quarter of a ViT's memory.
+  softmax: Literal['float32', 'bfloat16'] = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """`config.eval`."""
+
+  every: Duration
+  # None: as in training.
+  batch_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointing:
+  """`config.checkpoint`."""
+
+  every: Duration
+  # So many of the newest are kept.
+  keep: int = 2
+  # A metric such as 'test/accuracy' whose best checkpoint is kept as well.
+  best: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """`config.init`: where parameters start."""
+
+  # The workdir of another run, or '' for fresh ones.
+  workdir: str = ''
+  # Regular expressions of parameters that start fresh all the same.
+  fresh: tuple = ()
+
+
+SCHEMA = {
+  'task': OneOf(TASKS, supplied=('model', 'class_names', 'image_shape')),
+  'model': OneOf(
+    MODELS,
+    supplied=('num_classes', 'dtype', 'softmax_dtype', 'parent'),
+  ),
+  'data': {
+    'train': Split,
+    'test': Split,
+    # Processes that read ahead; 0 reads in threads of the main one.
+    'workers': Field(int, 0),
+    # Share of records that may be broken before the run stops.
+    'max_broken': Field(float, 0.0),
+    'expected': Expected,
+  },
+  # Examples of one step, over all devices.
+  'batch_size': Field(int),
+  'total': Field(Duration),
+  'optimizer': OneOf(optimizer.OPTIMIZERS, shared=optimizer.Settings),
+  'schedule': OneOf(schedule.SCHEDULES),
+  'mesh': mesh.Settings,
+  'precision': Precision,
+  'eval': Evaluation,
+  'checkpoint': Checkpointing,
+  'log_every': Field(Duration, '50steps'),
+  'init': Init,
+  # Initialisation, order of the data, augmentation and dropout follow it.
+  'seed': Field(int, 0),
+}

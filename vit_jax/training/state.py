@@ -1,0 +1,61 @@
+"""Everything that changes in a run, as one tree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class State:
+  """The state of training between two steps.
+
+  Attributes:
+    step: int32, the number of steps done; also the position in the data.
+    params: what is learned.
+    optimizer: the state of the optimizer.
+    average: moving average of the parameters, or None.
+    key: data of the run's random key; every step folds its number into it.
+  """
+
+  step: jax.Array
+  params: Any
+  optimizer: Any
+  average: Any
+  key: jax.Array
+
+  @property
+  def evaluated(self) -> dict[str, Any]:
+    """The variables that evaluation looks at: the average if there is one."""
+    params = self.params if self.average is None else self.average
+    return {'params': params}
+
+
+def random_key(seed: int) -> jax.Array:
+  """Returns the key of a run.
+
+  Of the kind `rbg`, with which dropout on a TPU costs next to nothing: with
+  the default kind a step of ViT-B/16 takes twice as long.
+  """
+  return jax.random.key(seed, impl='rbg')
+
+
+def step_key(key_data: jax.Array, step: jax.Array) -> jax.Array:
+  """Returns the random key of a step: a function of (seed, step) alone."""
+  key = jax.random.wrap_key_data(key_data, impl='rbg')
+  return jax.random.fold_in(key, step)
+
+
+def create(
+  params: Any, tx: optax.GradientTransformation, key: jax.Array, average: bool
+) -> State:
+  """Returns the state before the first step."""
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    optimizer=tx.init(params),
+    average=jax.tree.map(jnp.copy, params) if average else None,
+    key=jax.random.key_data(key),
+  )
