@@ -46,6 +46,16 @@ def split(
   return known, rest
 
 
+def required(workdir: pathlib.Path | None) -> pathlib.Path:
+  """Returns the workdir; ConfigError if it was not given."""
+  if workdir is None:
+    raise ConfigError(
+      '--workdir is missing: the folder of the run, such as '
+      '--workdir=runs/digits.'
+    )
+  return workdir
+
+
 def run(main: Callable[[Sequence[str], Console], None]) -> None:
   """Calls `main` with the arguments; ends the process with its exit code."""
   console = Console(soft_wrap=True)

@@ -29,12 +29,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   if known.check:
     console.print(summary.of_plan(run))
     return
-  if known.workdir is None:
-    raise config.ConfigError(
-      '--workdir is missing: the folder for checkpoints and reports, such as '
-      '--workdir=runs/first.'
-    )
-  loop.train(run, known.workdir, console)
+  loop.train(run, command_line.required(known.workdir), console)
 
 
 if __name__ == '__main__':

@@ -204,10 +204,19 @@ def truncate(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip(path):
+def flip(path, where=0.5):
   data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 0x10
+  if data:
+    data[int(len(data) * where)] ^= 0x10
   path.write_bytes(bytes(data))
+
+
+def flip_early(path):
+  flip(path, 0.2)
+
+
+def flip_late(path):
+  flip(path, 0.9)
 
 
 def garble(path):
@@ -215,7 +224,8 @@ def garble(path):
 
 
 @pytest.mark.parametrize(
-  'damage', [truncate, flip, garble, pathlib.Path.unlink]
+  'damage',
+  [truncate, flip, flip_early, flip_late, garble, pathlib.Path.unlink],
 )
 def test_damage_to_any_file(tmp_path, damage, caplog):
   save_steps(tmp_path / 'whole', [1, 2], keep=2)
@@ -242,6 +252,15 @@ def test_damage_to_any_file(tmp_path, damage, caplog):
   assert any(file.startswith('state/d/') for file in found_damaged) or any(
     file.startswith('state/ocdbt.process_0/d/') for file in found_damaged
   )
+
+
+def test_damaged_ones_do_not_push_intact_ones_out(tmp_path):
+  save_steps(tmp_path, [1, 2, 3], keep=2)
+  garble(tmp_path / '3' / 'meta' / 'data.json')
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.restore(abstract(make_state()))[2] == 2
+    checkpoints.save(4, make_state(4), {})
+    assert checkpoints.steps() == [2, 4]
 
 
 def test_numbers_that_only_the_checksum_knows_are_wrong(tmp_path, caplog):

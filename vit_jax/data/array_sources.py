@@ -1,9 +1,9 @@
 """Sources held in memory: scikit-learn's digits and MNIST-family IDX files."""
 
-from collections.abc import Callable, Sequence
 import functools
 import gzip
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np

@@ -1,15 +1,14 @@
 """Making one batch: which records, under which random numbers, in parallel."""
 
+import threading
 from collections.abc import Callable
 from concurrent import futures
-import threading
 from typing import Any
 
 import grain
 import numpy as np
 
-from vit_jax.data import images
-from vit_jax.data import sources
+from vit_jax.data import images, sources
 
 # The key under which a batch carries its broken records, {index: message}, to
 # the main process.
@@ -169,15 +168,24 @@ class Builder:
     }
     if self._seed is None:
       batch['mask'] = np.zeros(self.size, np.float32)
+      indices = range(first, first + self.size)
+    else:
+      # About 0.01 ms each, but 0.2 ms with 150 records and 2 ms with 10, as
+      # Grain's permutation works on at least 16 bits.
+      indices = [int(self._order[first + i]) for i in range(self.size)]
     broken: dict[int, str] = {}
     if self.threads == 1:
-      self._fill(batch, broken, first, range(self.size))
+      self._fill(batch, broken, first, indices, range(self.size))
     else:
       stride = -(-self.size // self.threads)
       stride = min(stride, _EXAMPLES_PER_TASK)
       tasks = [
         self._submit(
-          batch, broken, first, range(start, min(start + stride, self.size))
+          batch,
+          broken,
+          first,
+          indices,
+          range(start, min(start + stride, self.size)),
         )
         for start in range(0, self.size, stride)
       ]
@@ -198,15 +206,17 @@ class Builder:
         self._pool = futures.ThreadPoolExecutor(self.threads, 'examples')
       return self._pool.submit(self._fill, *task)
 
-  def _fill(self, batch, broken, first: int, positions: range) -> None:
+  def _fill(self, batch, broken, first, indices, positions: range) -> None:
     """Makes the examples at some positions of a batch."""
     for position in positions:
       if self._closed:
         return
       if self._seed is None:
-        index, example = self._in_order(first + position, broken)
+        index, example = self._in_order(indices[position], broken)
       else:
-        index, example = self._shuffled(first + position, broken)
+        index, example = self._replaced(
+          indices[position], first + position, broken
+        )
       if example is None:
         continue
       for key, value in example.items():
@@ -223,20 +233,19 @@ class Builder:
       if self._seed is None:
         batch['mask'][position] = 1
 
-  def _in_order(self, number: int, broken) -> tuple[int, Example | None]:
+  def _in_order(self, index: int, broken) -> tuple[int, Example | None]:
     """Returns an evaluation example; None beyond the end, and if broken."""
-    if number < len(self._source):
+    if index < len(self._source):
       try:
-        return number, read_example(
-          self._source, self._preprocess, number, None
-        )
+        return index, read_example(self._source, self._preprocess, index, None)
       except BrokenRecordError as error:
-        broken[number] = str(error)
-    return number, None
+        broken[index] = str(error)
+    return index, None
 
-  def _shuffled(self, number: int, broken) -> tuple[int, Example | None]:
-    """Returns a training example, the next readable one if it is broken."""
-    index = int(self._order[number])
+  def _replaced(
+    self, index: int, number: int, broken
+  ) -> tuple[int, Example | None]:
+    """Returns a training example, of the next readable record if need be."""
     while len(broken) <= self._tolerated:
       rng = self._randomness.of_example(number)
       try:

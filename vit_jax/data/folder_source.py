@@ -1,10 +1,10 @@
 """Image files in folders: DIR/<split>/<class>/* or DIR/<class>/*."""
 
-from collections.abc import Callable, Iterator, Sequence
 import functools
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np

@@ -5,14 +5,13 @@ An image is an array [height, width, channels] with 1 or 3 channels; uint8 until
 image`; those that are not random ignore `rng`, a `numpy.random.Generator`.
 """
 
-from collections.abc import Callable
 import io
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from vit_jax.data import jpeg
 
@@ -75,9 +74,6 @@ def _decode_jpeg(data: bytes, reduction: int) -> np.ndarray:
       f'{header.height}x{header.width} pixels are over the limit of '
       f'{_MAX_PIXELS}'
     )
-  if header.components == 4:
-    # Pillow knows which CMYK files are inverted.
-    return _decode_by_pillow(data)
   image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
   if image is None:
     raise DecodeError('OpenCV cannot decode this JPEG')
@@ -125,9 +121,7 @@ def inception_crop(
 class InceptionCrop:
   """See `inception_crop`; can also decode only as much as the crop needs."""
 
-  def __init__(
-    self, size: tuple[int, int], area_min: float, area_max: float
-  ):
+  def __init__(self, size: tuple[int, int], area_min: float, area_max: float):
     self._size = size
     self._areas = (area_min, area_max)
     aspect = size[1] / size[0]
@@ -158,8 +152,9 @@ class InceptionCrop:
       return self(decode(data), rng)
     top, left, height, width = self.box(*shape, rng)
     enlarged = min(height / self._size[0], width / self._size[1])
-    reduction = next(factor for factor in (8, 4, 2, 1) if
-                     factor <= max(enlarged, 1))
+    reduction = next(
+      factor for factor in (8, 4, 2, 1) if factor <= max(enlarged, 1)
+    )
     image = decode(data, reduction)
     if image.shape[:2] != tuple(-(-side // reduction) for side in shape):
       # A contradictory EXIF block, which the decoders read differently.
@@ -208,9 +203,7 @@ def random_crop(size: Size, padding: int = 0) -> Transform:
     if padding:
       image = cv2.copyMakeBorder(
         image, padding, padding, padding, padding, cv2.BORDER_CONSTANT
-      ).reshape(
-        image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, -1
-      )
+      ).reshape(image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, -1)
     _check_fits(image, height, width, 'random_crop')
     top = int(rng.random() * (image.shape[0] - height + 1))
     left = int(rng.random() * (image.shape[1] - width + 1))

@@ -1,7 +1,7 @@
 """What the markers of a JPEG file say, without decoding it.
 
-OpenCV paints what a cut-off file lacks in grey and reports success, so the
-end of the file is looked for here. Source: ITU-T T.81, annex B.
+OpenCV before version 5 paints what a cut-off file lacks in grey and reports
+success, so the end of the file is looked for here. Source: ITU-T T.81, annex B.
 """
 
 import dataclasses
@@ -21,13 +21,11 @@ class Header:
   Attributes:
     height: Stored height in pixels, before any EXIF rotation.
     width: Stored width in pixels.
-    components: 1 for grey, 3 for colour, 4 for CMYK.
     has_exif: Whether an EXIF block may ask for rotation.
   """
 
   height: int
   width: int
-  components: int
   has_exif: bool
 
 
@@ -61,20 +59,19 @@ def read_header(data: bytes) -> Header:
       if marker == _START_OF_SCAN:
         break
       if marker in _FRAME_HEADERS:
-        frame = data[position + 5 : position + 10]
+        frame = data[position + 5 : position + 9]
       elif marker == _EXIF:
         has_exif = True
       position += 2 + (data[position + 2] << 8) + data[position + 3]
   except IndexError:
     raise ValueError(f'JPEG is cut off after {len(data)} bytes') from None
-  if frame is None:
+  if frame is None or len(frame) < 4:
     raise ValueError('JPEG has no frame header')
   # Searched after the start of the scan, as a thumbnail has an end of its own.
   if data.rfind(_END_OF_IMAGE, position) < 0:
     raise ValueError(f'JPEG is cut off after {len(data)} bytes')
-  return Header(
-    height=int.from_bytes(frame[:2], 'big'),
-    width=int.from_bytes(frame[2:4], 'big'),
-    components=frame[4],
-    has_exif=has_exif,
-  )
+  height = int.from_bytes(frame[:2], 'big')
+  width = int.from_bytes(frame[2:], 'big')
+  if not height or not width:
+    raise ValueError(f'JPEG of {height}x{width} pixels')
+  return Header(height, width, has_exif)

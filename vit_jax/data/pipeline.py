@@ -6,17 +6,16 @@ depend on the number of processes, workers or threads, and a run is resumed at
 step k by asking for step k; nothing has to be saved.
 """
 
-from collections.abc import Iterator
 import os
+from collections.abc import Iterator
 from typing import Any
 
-from absl import flags
 import grain
 import numpy as np
+from absl import flags
 
-from vit_jax.data import batching
+from vit_jax.data import batching, sources
 from vit_jax.data import preprocess as preprocess_lib
-from vit_jax.data import sources
 
 Batch = dict[str, np.ndarray]
 # More batches than any run takes: Grain wants an end.
@@ -153,7 +152,8 @@ def train_batches(
     start_step: Step of the first batch; that is all a resumed run needs.
     process_index: Which contiguous part of each batch to return.
     process_count: Number of such parts.
-    workers: Worker processes; 0 reads in threads of this process.
+    workers: Worker processes, which make and hold several whole batches each;
+      0 reads in threads of this process.
     threads: Threads in each worker, or here; None chooses: the cores
       shared out for encoded images, one for images in memory.
     max_broken: Share of the records that may be unreadable.
@@ -166,7 +166,7 @@ def train_batches(
 
   Raises:
     ValueError: If an argument is out of range.
-    BrokenDataError: If no record can be read.
+    BrokenDataError: If already the first records are broken, and too many.
   """
   if not 0 <= seed < 2**32:
     raise ValueError(f'seed is from 0 to 2**32 - 1; got {seed}')
@@ -209,7 +209,8 @@ def eval_batches(
     batch_size: Examples of a step in all processes together.
     process_index: Which contiguous part of each batch to return.
     process_count: Number of such parts.
-    workers: Worker processes; 0 reads in threads of this process.
+    workers: Worker processes, which make and hold several whole batches each;
+      0 reads in threads of this process.
     threads: Threads in each worker, or here; None chooses: the cores
       shared out for encoded images, one for images in memory.
     max_broken: Share of the records that may be unreadable.
@@ -220,7 +221,7 @@ def eval_batches(
 
   Raises:
     ValueError: If an argument is out of range, or a step is random.
-    BrokenDataError: If no record can be read.
+    BrokenDataError: If already the first records are broken, and too many.
   """
   if not preprocess.deterministic:
     raise ValueError(
@@ -265,7 +266,7 @@ def _first_readable(
       return index, batching.read_example(source, preprocess, index, rng)
     except batching.BrokenRecordError as error:
       broken[source.name(index)] = str(error)
-    if len(broken) > tolerated + 1:
+    if len(broken) > tolerated:
       break
   raise _broken_data_error(broken, len(source))
 

@@ -7,15 +7,14 @@ so that a text from a config or a checkpoint can run no code.
 """
 
 import ast
-from collections.abc import Callable
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from vit_jax.data import images
-from vit_jax.data import randaugment
+from vit_jax.data import images, randaugment
 
 _RANDOM: dict[str, Callable[..., images.Transform]] = {
   'inception_crop': images.inception_crop,

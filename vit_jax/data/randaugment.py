@@ -128,7 +128,7 @@ def solarize(image, share, rng):
   del rng
   threshold = int(256 * share)
   return _look_up(
-    image, [np.where(_VALUES < threshold, _VALUES, 255 - _VALUES)]
+    image, [np.where(threshold > _VALUES, _VALUES, 255 - _VALUES)]
   )
 
 

@@ -10,14 +10,11 @@ A source is opened from a short text:
 Several are joined with ' + ' if their classes are the same.
 """
 
-from collections.abc import Sequence
 import difflib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from vit_jax.data import array_sources
-from vit_jax.data import folder_source
-from vit_jax.data import splits
-from vit_jax.data import tfds_source
+from vit_jax.data import array_sources, folder_source, splits, tfds_source
 
 # Each returns, for what follows the colon, how to open each split there is.
 _FAMILIES = {

@@ -5,9 +5,10 @@ then neither preparing nor reading it needs TensorFlow
 (https://www.tensorflow.org/datasets/data_source).
 """
 
-from collections.abc import Callable
+import difflib
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 
@@ -19,10 +20,26 @@ class TfdsSource:
     prefix: What names are made of: 'train' gives 'train/0', 'train/1', ...
   """
 
-  def __init__(self, records: Any, class_names: tuple[str, ...], prefix: str):
-    self.class_names = class_names
-    self.prefix = prefix
-    self._records = records
+  def __init__(self, directory: str, split: str):
+    """Opens a split.
+
+    Args:
+      directory: Folder of one prepared version, with dataset_info.json.
+      split: Name of a whole split.
+
+    Raises:
+      NotImplementedError: If the files are of a format only TensorFlow reads.
+    """
+    import tensorflow_datasets  # Optional, and slow to import.
+
+    # From the folder, as a worker may not know the code that prepared it.
+    builder = tensorflow_datasets.builder_from_directory(directory)
+    self._records = builder.as_data_source(
+      split=split,
+      decoders={'image': tensorflow_datasets.decode.SkipDecoding()},
+    )
+    self.class_names = tuple(builder.info.features['label'].names)
+    self.prefix = split
 
   def __len__(self) -> int:
     return len(self._records)
@@ -49,11 +66,12 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
     FileNotFoundError: If it has not been prepared on this machine.
   """
   try:
-    import tensorflow_datasets  # Optional, and slow to import.
+    import tensorflow_datasets
   except ImportError as error:
     raise ImportError(
-      f"the source 'tfds:{name}' needs TensorFlow Datasets: run "
-      "'pip install tensorflow-datasets array-record'"
+      # importlib-resources is a requirement that it does not declare.
+      f"the source 'tfds:{name}' needs TensorFlow Datasets: run 'pip install "
+      "tensorflow-datasets array-record importlib-resources'"
     ) from error
   data_dir = os.environ.get('TFDS_DATA_DIR')
   prepare = (
@@ -64,7 +82,12 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
   try:
     builder = tensorflow_datasets.builder(name, data_dir=data_dir)
   except tensorflow_datasets.core.DatasetNotFoundError as error:
-    raise ValueError(f"'tfds:{name}': {error}") from error
+    known = tensorflow_datasets.list_builders(with_community_datasets=False)
+    near = difflib.get_close_matches(name.split(':')[0], known, n=1)
+    hint = f'did you mean {near[0]!r}?' if near else 'check its name'
+    raise ValueError(
+      f"TensorFlow Datasets does not know 'tfds:{name}'; {hint}"
+    ) from error
   if not builder.info.splits:
     raise FileNotFoundError(
       f"'tfds:{name}' is not in {builder.data_dir}; {prepare}"
@@ -77,17 +100,14 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
     )
 
   def open_split(split: str) -> TfdsSource:
-    decoders = {'image': tensorflow_datasets.decode.SkipDecoding()}
     try:
-      records = builder.as_data_source(split=split, decoders=decoders)
+      return TfdsSource(str(builder.data_dir), split)
     except NotImplementedError as error:
       raise ValueError(
         f"'tfds:{name}' is stored in files that only TensorFlow reads; "
         f'{prepare}'
       ) from error
-    return TfdsSource(records, tuple(features['label'].names), split)
 
   return {
-    split: functools.partial(open_split, split)
-    for split in builder.info.splits
+    split: functools.partial(open_split, split) for split in builder.info.splits
   }

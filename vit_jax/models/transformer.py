@@ -15,6 +15,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from vit_jax.models import kernels
+
 Array = jax.Array
 Dtype = Any
 
@@ -65,11 +67,7 @@ class LayerNorm(nn.Module):
     """Normalises [..., width]."""
     scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
     bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
-    x = x.astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    variance = jnp.square(x - mean).mean(-1, keepdims=True)
-    x = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
-    return (x * scale + bias).astype(self.dtype)
+    return kernels.layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
 
 
 class Linear(nn.Module):
@@ -98,11 +96,12 @@ class Linear(nn.Module):
 
     kernel = self.param('kernel', init, (*self.inputs, *self.outputs))
     bias = self.param('bias', self.bias_init, self.outputs)
-    x = x.astype(self.dtype)
-    axes = tuple(range(-len(self.inputs), 0))
-    contracted = (axes, tuple(range(len(self.inputs))))
-    x = jnp.tensordot(x, kernel.astype(self.dtype), contracted)
-    return x + bias.astype(self.dtype)
+    # As one product of two matrices, which CPUs compute much faster.
+    batch = x.shape[: x.ndim - len(self.inputs)]
+    x = x.astype(self.dtype).reshape(-1, fan_in)
+    x = x @ kernel.astype(self.dtype).reshape(fan_in, fan_out)
+    x = x + bias.astype(self.dtype).reshape(fan_out)
+    return x.reshape(*batch, *self.outputs)
 
 
 def relative_logits(query: Array, offsets: Array) -> Array:
@@ -162,18 +161,26 @@ class Attention(nn.Module):
     query = Linear((width,), heads, dtype=self.dtype, name='query')(x)
     key = Linear((width,), heads, dtype=self.dtype, name='key')(memory)
     value = Linear((width,), heads, dtype=self.dtype, name='value')(memory)
-    query = query / np.sqrt(heads[1]).astype(self.dtype)
 
-    logits = jnp.einsum('bqhd,bkhd->bhqk', query, key)
-    if offsets is not None:
-      logits += relative_logits(query, offsets)
-    weights = nn.softmax(logits.astype(self.softmax_dtype), axis=-1)
-    weights = weights.astype(self.dtype)
-    dropped = nn.Dropout(self.dropout, deterministic=self.deterministic)(
-      weights
-    )
-    x = jnp.einsum('bhqk,bkhd->bqhd', dropped, value)
+    weights = self._weights(query, key, offsets)
+    drops = self.dropout > 0 and not self.deterministic
+    if drops or offsets is not None:
+      dropped = nn.Dropout(self.dropout, deterministic=not drops)(weights)
+      x = jnp.einsum('bhqk,bkhd->bqhd', dropped, value)
+    else:
+      # The weights above are then computed only if somebody uses them.
+      x = kernels.attend(query, key, value, self.softmax_dtype)
     return Linear(heads, (width,), dtype=self.dtype, name='out')(x), weights
+
+  def _weights(self, query: Array, key: Array, offsets: Array | None) -> Array:
+    """Returns the attention weights, [batch, heads, queries, keys]."""
+    query = query * np.asarray(query.shape[-1] ** -0.5, query.dtype)
+    logits = jnp.einsum(
+      'bqhd,bkhd->bhqk', query, key, preferred_element_type=self.softmax_dtype
+    )
+    if offsets is not None:
+      logits += relative_logits(query, offsets).astype(logits.dtype)
+    return nn.softmax(logits, axis=-1).astype(self.dtype)
 
 
 class Mlp(nn.Module):

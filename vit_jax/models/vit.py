@@ -89,9 +89,10 @@ class PatchEmbedding(nn.Module):
     rows, columns = height // size, width // size
     x = image.astype(self.dtype)
     x = x.reshape(batch, rows, size, columns, size, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, -1)
     kernel = kernel.reshape(-1, self.width).astype(self.dtype)
-    return x @ kernel + bias.astype(self.dtype)
+    x = x @ kernel + bias.astype(self.dtype)
+    return x.reshape(batch, rows, columns, self.width)
 
 
 class AttentionPooling(nn.Module):

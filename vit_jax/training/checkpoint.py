@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import textwrap
 import zlib
 
 import jax
@@ -51,7 +52,6 @@ class Checkpoints:
     self._swept = False  # Left-overs of a killed run are gone.
     self._pending = None  # (step, response) of the save under way.
     self._damaged = set()  # Steps found damaged by reading them.
-    self._metrics = {}  # Metrics by step, None where unreadable.
 
   def __enter__(self):
     return self
@@ -62,7 +62,10 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """Finished checkpoints on disk, ascending, once no save is under way."""
     self.wait()
-    return self._steps_on_disk()
+    if not self._directory.exists():
+      return []
+    names = [path.name for path in self._directory.iterdir()]
+    return sorted(int(name) for name in names if re.fullmatch(r'\d+', name))
 
   def latest(self) -> int | None:
     """The newest of `steps`, None if there is none."""
@@ -96,8 +99,7 @@ class Checkpoints:
       TypeError: a leaf is no jax.Array, or `meta` is no JSON.
       ValueError: the step is saved already, or the best metric is missing.
     """
-    self.wait()
-    if step in self._steps_on_disk() and step not in self._damaged:
+    if step in self.steps() and step not in self._damaged:
       raise ValueError(
         f'Step {step} is already saved in {self._directory}: restore it, or '
         'use another directory.'
@@ -111,11 +113,12 @@ class Checkpoints:
     metrics = metrics and {name: float(metrics[name]) for name in metrics}
     record = _seal(step, meta, metrics, _describe(arrays))
     try:
-      self._sweep()
+      if not self._swept and jax.process_index() == 0:
+        self._sweep()
+      self._swept = True
       self._pending = step, self._start(step, arrays, record)
     except Exception as error:
       raise self._failure(step, error) from error
-    self._metrics[step] = metrics
     self._damaged.discard(step)
     if wait:
       self.wait()
@@ -131,11 +134,8 @@ class Checkpoints:
     (step, response), self._pending = self._pending, None
     try:
       response.result()
-      steps = self._steps_on_disk()
-      # Damaged ones do not count, or they would push intact ones out.
-      intact = [step for step in steps if step not in self._damaged]
-      kept = {*intact[-self._keep :], self._best_of(intact)}
-      self._remove(str(step) for step in steps if step not in kept)
+      if jax.process_index() == 0:
+        self._prune()
     except Exception as error:
       raise self._failure(step, error) from error
 
@@ -230,29 +230,19 @@ class Checkpoints:
     message = 'The checkpoint of step %d in %s is damaged and left out: %s'
     _logger.warning(message, step, self._directory, reason)
 
-  def _steps_on_disk(self) -> list[int]:
-    if not self._directory.exists():
-      return []
-    names = [path.name for path in self._directory.iterdir()]
-    return sorted(int(name) for name in names if re.fullmatch(r'\d+', name))
-
   def _best_of(self, steps) -> int | None:
     last_word = re.split(r'[^a-z]+', self._best_metric.lower())[-1]
     sign = -1 if last_word in LOWER_IS_BETTER else 1
     scores = {}
     for step in steps if self._best_metric else ():
-      score = (self._metrics_of(step) or {}).get(self._best_metric, math.nan)
-      if math.isfinite(score):
-        scores[step] = sign * score
-    return max(scores, key=scores.get, default=None)
-
-  def _metrics_of(self, step) -> dict | None:
-    if step not in self._metrics:
       record, reason = _tried(_read_record, self._directory / str(step), step)
       if reason:
         self._note_damage(step, reason)
-      self._metrics[step] = record and record['metrics']
-    return self._metrics[step]
+        continue
+      score = (record['metrics'] or {}).get(self._best_metric, math.nan)
+      if math.isfinite(score):
+        scores[step] = sign * score
+    return max(scores, key=scores.get, default=None)
 
   def _start(self, step, arrays, record):
     registry = ocp.handlers.local_registry()
@@ -271,23 +261,24 @@ class Checkpoints:
         overwrite=step in self._damaged,
       )
 
-  def _sweep(self) -> None:
-    """Removes what a killed save left behind, once a run."""
-    if not self._swept and self._directory.exists():
-      names = [path.name for path in self._directory.iterdir()]
-      self._remove(
-        n for n in names if re.match(r'\d+\.orbax-checkpoint-tmp', n)
-      )
-    self._swept = True
+  def _prune(self) -> None:
+    steps = self.steps()
+    # Damaged ones do not count, or they would push intact ones out.
+    intact = [step for step in steps if step not in self._damaged]
+    kept = {*intact[-self._keep :], self._best_of(intact)}
+    for step in steps:
+      if step not in kept:
+        (self._directory / str(step)).rmtree()
 
-  def _remove(self, names) -> None:
-    if jax.process_index() == 0:
-      for name in names:
-        (self._directory / name).rmtree()
+  def _sweep(self) -> None:
+    """Removes what a killed save left behind."""
+    if self._directory.exists():
+      for path in self._directory.iterdir():
+        if re.match(r'\d+\.orbax-checkpoint-tmp', path.name):
+          path.rmtree()
 
   def _failure(self, step, error) -> OSError:
     self._swept = False  # It may have left something behind.
-    self._metrics.pop(step, None)
     return OSError(
       f'Saving step {step} in {self._directory} failed '
       f'({type(error).__name__}: {error}). Earlier checkpoints are untouched. '
@@ -300,7 +291,8 @@ def _tried(read, *arguments):
   try:
     return read(*arguments), ''
   except Exception as error:
-    return None, f'{type(error).__name__}: {error}'
+    # Storage tells its whole configuration with each error.
+    return None, textwrap.shorten(f'{type(error).__name__}: {error}', 400)
 
 
 def _named_leaves(tree) -> dict:

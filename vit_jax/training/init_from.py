@@ -6,8 +6,7 @@ from typing import Any
 import jax
 
 from vit_jax.config import ConfigError
-from vit_jax.training import rules
-from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training import rules, trained
 from vit_jax.training.run import Run
 from vit_jax.training.state import State
 
@@ -23,7 +22,12 @@ def initial_state(run: Run) -> State:
     return state
   fresh = tuple((pattern, True) for pattern in run.config.init.fresh)
   rules.check(fresh, rules.by_path(state.params), 'config.init.fresh')
-  loaded = load_parameters(pathlib.Path(run.config.init.workdir))
+  workdir = pathlib.Path(run.config.init.workdir)
+  try:
+    tree, _, _ = trained.read_parameters(workdir)
+  except FileNotFoundError as error:
+    raise ConfigError(f'config.init.workdir: {error}') from error
+  loaded = rules.by_path(tree)
 
   def pick(path: str, leaf: jax.Array) -> jax.Array:
     if rules.first_match(fresh, path, False):
@@ -36,18 +40,6 @@ def initial_state(run: Run) -> State:
   if average is not None:
     average = jax.tree.map(lambda leaf: leaf.copy(), params)
   return state.replace(params=params, average=average)
-
-
-def load_parameters(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns the parameters of a run by path: its average if it keeps one."""
-  checkpoints = Checkpoints(workdir / 'checkpoints')
-  try:
-    tree, meta, step = checkpoints.load(('params',))
-  except FileNotFoundError as error:
-    raise ConfigError(f'There is no trained run in {workdir}: {error}') from error
-  if meta['config']['optimizer']['average'] > 0:
-    tree, _, _ = checkpoints.load(('average',), step=step)
-  return rules.by_path(tree.get('average') or tree['params'])
 
 
 def _check_fit(params: Any, loaded: dict[str, Any], fresh: tuple) -> None:

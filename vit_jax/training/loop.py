@@ -13,17 +13,15 @@ import numpy as np
 from rich.console import Console
 
 from vit_jax.config import ConfigError
-from vit_jax.data import pipeline
 from vit_jax.evaluation import mean_metrics
 from vit_jax.training import flops as flops_lib
+from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import init_from, progress, report, summary
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.run import Run
 
-# Batches that are on their way to the devices while one is computed.
-_AHEAD = 2
 # What may differ from the configuration that a workdir was begun with.
 _MAY_CHANGE = (
   'checkpoint', 'data.max_broken', 'data.workers', 'eval', 'log_every',
@@ -124,34 +122,18 @@ class _Loop:
     self.tested = {}  # Newest evaluation.
     self.speed = 0.0  # Seconds a step of the newest interval.
 
-  def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
-    """Yields training batches on the devices, sent ahead."""
-    data, config = self.run.data, self.config
-    with contextlib.closing(
-      pipeline.train_batches(
-        data.source['train'],
-        data.preprocess['train'],
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.workers,
-        max_broken=config.data.max_broken,
-      )
-    ) as batches:
-      queue = []
-      for batch in batches:
-        queue.append(mesh_lib.to_mesh(batch, self.run.mesh))
-        if len(queue) > _AHEAD:
-          yield queue.pop(0)
-
   def evaluate(self, state: Any, step: int) -> None:
     """Measures the task's metrics on the test data, and writes them."""
-    self.tested = {
-      f'test/{name}': value
-      for name, value in evaluate(self.run, state.evaluated, self.summed).items()
-    }
+    inputs = self.run.inputs
+    batches = inputs_lib.test_batches(
+      self.config,
+      inputs.source['test'],
+      inputs.preprocess['test'],
+      self.run.mesh,
+      self.bar.say,
+    )
+    means = mean_metrics.mean_metrics(self.summed, state.evaluated, batches)
+    self.tested = {f'test/{name}': value for name, value in means.items()}
     self.writer.write(step, self.tested)
     shown = '  '.join(
       f'{name} {value:.4g}' for name, value in self.tested.items()
@@ -163,8 +145,8 @@ class _Loop:
     self.look(self.pending)
     meta = {
       'config': self.config.to_dict(),
-      'class_names': list(self.run.data.class_names),
-      'image_shape': list(self.run.data.image_shape),
+      'class_names': list(self.run.inputs.class_names),
+      'image_shape': list(self.run.inputs.image_shape),
     }
     self.checkpoints.save(step, state, meta, self.tested or None, wait=wait)
 
@@ -210,7 +192,11 @@ class _Loop:
   def steps(self, state: Any, start: int, stop: Callable[[], bool]) -> Any:
     """Goes from `start` to the end; returns the final state."""
     total = self.run.total_steps
-    with contextlib.closing(self.batches(start)) as batches:
+    with contextlib.closing(
+      inputs_lib.train_batches(
+        self.config, self.run.inputs, self.run.mesh, start, self.bar.say
+      )
+    ) as batches:
       for step in range(start + 1, total + 1):
         asked = time.perf_counter()
         batch = next(batches)
@@ -308,27 +294,6 @@ def _not_finite(step: int, row: dict, run: Run, checkpoints: Any) -> str:
     + '\nLikely causes:'
     + ''.join(f'\n  - {cause}' for cause in causes)
   )
-
-
-def evaluate(run: Run, variables: Any, summed: Callable) -> dict[str, float]:
-  """Returns the mean of the task's metrics over all of the test data."""
-  config = run.config
-  with contextlib.closing(
-    pipeline.eval_batches(
-      run.data.source['test'],
-      run.data.preprocess['test'],
-      batch_size=config.eval.batch_size or config.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      workers=config.data.workers,
-      max_broken=config.data.max_broken,
-    )
-  ) as batches:
-    return mean_metrics.mean_metrics(
-      summed,
-      variables,
-      (mesh_lib.to_mesh(batch, run.mesh) for batch in batches),
-    )
 
 
 def train(run: Run, workdir: pathlib.Path, console: Console) -> None:

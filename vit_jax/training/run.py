@@ -6,7 +6,7 @@ planning, benchmarks, tests) uses the same functions on the same shapes.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,36 +17,13 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError
-from vit_jax.data import pipeline, preprocess, sources
+from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import optimizer as optimizer_lib
-from vit_jax.training import rules, schema
+from vit_jax.training import schema
 from vit_jax.training import state as state_lib
 from vit_jax.training import step as step_lib
 from vit_jax.training.schedule import SCHEDULES
-
-# What preparing can find wrong: each becomes a ConfigError.
-_REFUSALS = (ValueError, FileNotFoundError, NotADirectoryError, ImportError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """What there is to learn from.
-
-  Attributes:
-    class_names: the label's meaning, by number.
-    image_shape: height, width, channels after preprocessing.
-    train_examples: examples of one epoch.
-    source: of training and of testing; None where only planned.
-    preprocess: of both.
-  """
-
-  class_names: tuple[str, ...]
-  image_shape: tuple[int, int, int]
-  train_examples: int
-  source: Mapping[str, sources.Source | None]
-  preprocess: Mapping[str, preprocess.Preprocess]
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -60,7 +37,7 @@ class Run:
   """
 
   config: ConfigDict
-  data: Data
+  inputs: inputs_lib.Inputs
   mesh: Mesh
   task: Any
   schedule: Callable
@@ -83,7 +60,7 @@ class Run:
     count = config_lib.to_steps(
       duration,
       batch_size=self.config.batch_size,
-      examples=self.data.train_examples,
+      examples=self.inputs.train_examples,
       total=self.total_steps,
     )
     return max(1, count)
@@ -103,101 +80,25 @@ def _create_state(config, task, optimizer) -> state_lib.State:
   return state_lib.create(params, optimizer, key, config.optimizer.average > 0)
 
 
-def _open(where: str, section: Any) -> sources.Source:
+def make_task(
+  config: Any, class_names: Sequence[str], image_shape: Sequence[int]
+) -> Any:
+  """Returns the task of a configuration, with its model."""
+  model = config.model.to_dict()
+  task = config.task.to_dict()
+  make_model = schema.MODELS[model.pop('name')]
+  make = schema.TASKS[task.pop('name')]
   try:
-    return sources.open_source(section.source, section.split)
-  except _REFUSALS as error:
-    raise ConfigError(f'config.data.{where}: {error}') from error
-
-
-def _parse(where: str, section: Any) -> preprocess.Preprocess:
-  try:
-    return preprocess.parse(section.preprocess)
-  except ValueError as error:
-    raise ConfigError(f'config.data.{where}.preprocess: {error}') from error
-
-
-def open_data(config: Any, planned: bool = False) -> Data:
-  """Opens the data of a run.
-
-  Args:
-    config: complete.
-    planned: take `config.data.expected` instead of data that is not there.
-
-  Raises:
-    ConfigError: the data is not there, or not as expected.
-  """
-  data, expected = config.data, config.data.expected
-  transforms = {name: _parse(name, data[name]) for name in ('train', 'test')}
-  if not transforms['test'].deterministic:
-    raise ConfigError(
-      f'config.data.test.preprocess {data.test.preprocess!r} is random; '
-      'evaluation must not be. Use for example '
-      "'resize_small(256)|central_crop(224)|value_range(-1, 1)'."
-    )
-  known = None not in expected.to_dict().values()
-  try:
-    source = {name: _open(name, data[name]) for name in ('train', 'test')}
-  except ConfigError:
-    if not (planned and known):
-      raise
-    names = tuple(f'class {i}' for i in range(expected.classes))
-    nothing = {'train': None, 'test': None}
-    shape = tuple(expected.image_shape)
-    return Data(names, shape, expected.train_examples, nothing, transforms)
-  shapes = {
-    name: tuple(pipeline.example_shape(source[name], transforms[name]))
-    for name in source
-  }
-  names = source['train'].class_names
-  if source['test'].class_names != names:
-    raise ConfigError(
-      'config.data.train and config.data.test have different classes: '
-      f'{len(names)} ({", ".join(names[:5])}, ...) and '
-      f'{len(source["test"].class_names)}.'
-    )
-  if shapes['train'] != shapes['test']:
-    raise ConfigError(
-      f'Training images are {shapes["train"]} (height, width, channels), test '
-      f'images are {shapes["test"]}. Make the preprocessing of both end in '
-      'the same size.'
-    )
-  found = dict(
-    train_examples=len(source['train']),
-    classes=len(names),
-    image_shape=shapes['train'],
-  )
-  for key, value in found.items():
-    if expected[key] is not None and expected[key] != value:
-      raise ConfigError(
-        f'config.data.expected.{key} is {expected[key]}, but the data has '
-        f'{value}. Check source and split, or correct the expectation.'
-      )
-  return Data(
-    names, shapes['train'], len(source['train']), source, transforms
-  )
-
-
-def _make_task(config: Any, data: Data) -> Any:
-  fields = {
-    name: section.to_dict()
-    for name, section in config.items()
-    if name in ('model', 'task')
-  }
-  make_model = schema.MODELS[fields['model'].pop('name')]
-  make_task = schema.TASKS[fields['task'].pop('name')]
-  try:
-    model = make_model(
-      num_classes=len(data.class_names),
-      dtype=jnp.dtype(config.precision.compute),
-      softmax_dtype=jnp.dtype(config.precision.softmax),
-      **fields['model'],
-    )
-    return make_task(
-      model=model,
-      class_names=data.class_names,
-      image_shape=data.image_shape,
-      **fields['task'],
+    return make(
+      model=make_model(
+        num_classes=len(class_names),
+        dtype=jnp.dtype(config.precision.compute),
+        softmax_dtype=jnp.dtype(config.precision.softmax),
+        **model,
+      ),
+      class_names=tuple(class_names),
+      image_shape=tuple(image_shape),
+      **task,
     )
   except ValueError as error:
     raise ConfigError(f'config.model or config.task: {error}') from error
@@ -250,14 +151,14 @@ def prepare(
   """
   mesh = mesh_lib.make(config.mesh, devices)
   _check_batches(config, mesh)
-  data = open_data(config, planned)
-  task = _make_task(config, data)
+  inputs = inputs_lib.open_inputs(config, planned)
+  task = make_task(config, inputs.class_names, inputs.image_shape)
 
   def to_steps(duration, total=None):
     return config_lib.to_steps(
       duration,
       batch_size=config.batch_size,
-      examples=data.train_examples,
+      examples=inputs.train_examples,
       total=total,
     )
 
@@ -291,14 +192,5 @@ def prepare(
     out_shardings=(sharding, None),
   )
   return Run(
-    config, data, mesh, task, schedule, optimizer, total, state, train_step
+    config, inputs, mesh, task, schedule, optimizer, total, state, train_step
   )
-
-
-def describe_sharding(run: Run) -> dict[str, str]:
-  """Returns the parameters that are split, each with how."""
-  return {
-    path: str(leaf.sharding.spec)
-    for path, leaf in rules.by_path(run.state.params).items()
-    if any(leaf.sharding.spec)
-  }

@@ -97,7 +97,7 @@ def make_train_step(
         gradients,
         optimizer_lib.trainable(settings, gradients),
       )
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     updates, optimizer = tx.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average

@@ -62,7 +62,7 @@ def _weight_decay(optimizer: Any) -> str:
 
 def of_plan(run: Any) -> Group:
   """Returns what a run will do; nothing has to be allocated for it."""
-  config, data, total = run.config, run.data, run.total_steps
+  config, data, total = run.config, run.inputs, run.total_steps
   epochs = total * config.batch_size / data.train_examples
   optimizer = config.optimizer
   what = _table(f'{config.task.name} with {config.model.name}')

@@ -1,0 +1,27 @@
+"""Eight simulated devices and one compilation cache for all tests."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Before any device is asked for.
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
+jax.config.update(
+  'jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR']
+)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+  """The folder of reference data beside the checkout; skips without it."""
+  folder = ROOT.parent / 'shared'
+  if not folder.is_dir():
+    pytest.skip('needs the reference data in ../shared')
+  return folder
