@@ -32,26 +32,28 @@ def get_config(directory: str = VARIANTS[0]) -> ConfigDict:
   source = f'idx:{directory}'
   return ConfigDict(
     dict(
-      task=dict(name='classification', label_smoothing=0.1),
+      task=dict(name='classification'),
       model=dict(
         name='vit',
         # 49 tokens: the cost grows with their number, and 2 pixels would
         # mean 196.
         patch_size=4,
         width=96,
-        depth=6,
+        depth=4,
         # Twice the width, not four times: cheaper, and no worse at this size.
         mlp_dim=192,
         num_heads=4,
         # Learns faster than a class token from few steps.
         pooling='gap',
+        # Fixed: learned ones take most of so short a run to take shape.
+        position='sincos_2d',
       ),
       data=dict(
         train=dict(
           source=source,
           split='train',
-          # Clothes face either way and are not quite centred.
-          preprocess=('random_crop(28, padding=2)|flip_lr|value_range(-1, 1)'),
+          # Clothes face either way. Nine epochs need no more augmentation.
+          preprocess='flip_lr|value_range(-1, 1)',
         ),
         test=dict(source=source, split='test', preprocess='value_range(-1, 1)'),
         expected=dict(
@@ -59,9 +61,9 @@ def get_config(directory: str = VARIANTS[0]) -> ConfigDict:
         ),
       ),
       # Small: the number of updates in the time there is counts most.
-      batch_size=128,
-      # About what 15 minutes hold on two cores.
-      total='6ep',
+      batch_size=64,
+      # What 15 minutes hold on two cores.
+      total='9ep',
       optimizer=dict(
         name='adamw', learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0
       ),

@@ -11,6 +11,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Before any device is asked for.
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
+# Simulated devices share few threads: programs that sum across them wait for
+# each other for ever if several run at once.
+jax.config.update('jax_cpu_enable_async_dispatch', False)
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 jax.config.update(
   'jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR']

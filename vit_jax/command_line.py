@@ -27,10 +27,15 @@ def parser(description: str, prog: str) -> argparse.ArgumentParser:
     epilog='--config.section.key=value overrides a key of the configuration.',
     allow_abbrev=False,
   )
-  result.add_argument(
-    '--workdir', type=pathlib.Path, help='folder of the run'
-  )
+  result.add_argument('--workdir', type=pathlib.Path, help='folder of the run')
   return result
+
+
+def add_config(options: argparse.ArgumentParser) -> None:
+  """Adds `--config`."""
+  options.add_argument(
+    '--config', required=True, help='configuration: FILE.py or FILE.py:VARIANT'
+  )
 
 
 def split(

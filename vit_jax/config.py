@@ -295,5 +295,9 @@ def to_steps(
         'itself. Give it in ep, steps or examples.'
       )
     return round(total * float(number) / 100)
-  per_unit = {'steps': 1, 'ep': examples / batch_size, 'examples': 1 / batch_size}
+  per_unit = {
+    'steps': 1,
+    'ep': examples / batch_size,
+    'examples': 1 / batch_size,
+  }
   return round(float(number) * per_unit[unit])

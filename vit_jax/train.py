@@ -15,16 +15,12 @@ from vit_jax.training import run as run_lib
 def main(arguments: Sequence[str], console: Console) -> None:
   """Trains, or with `--check` only says what would be done."""
   options = command_line.parser(__doc__, 'vit_jax.train')
-  options.add_argument(
-    '--config', required=True, help='configuration: FILE.py or FILE.py:VARIANT'
-  )
+  command_line.add_config(options)
   options.add_argument(
     '--check', action='store_true', help='print the plan of the run and stop'
   )
   known, overrides = command_line.split(options, arguments)
-  resolved = config.resolve(
-    config.load(known.config), overrides, schema.SCHEMA
-  )
+  resolved = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
   run = run_lib.prepare(resolved, planned=known.check)
   if known.check:
     console.print(summary.of_plan(run))

@@ -77,7 +77,10 @@ def noisy(params, seed=0):
   """Puts noise on every tensor, so that nothing cancels."""
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(seed)
-  draw = lambda x: np.asarray(rng.normal(size=x.shape) * 0.2, np.float32)
+
+  def draw(x):
+    return np.asarray(rng.normal(size=x.shape) * 0.2, np.float32)
+
   return jax.tree.unflatten(tree, [leaf + draw(leaf) for leaf in leaves])
 
 
@@ -114,7 +117,9 @@ def from_released(name):
   for theirs, ours in RELEASED.items():
     name = name.replace(theirs, ours)
   for i in range(9, -1, -1):
-    name = name.replace(f'Transformer/encoderblock_{i}/', f'encoder/block_{i:02d}/')
+    name = name.replace(
+      f'Transformer/encoderblock_{i}/', f'encoder/block_{i:02d}/'
+    )
   return name
 
 
@@ -145,7 +150,9 @@ def test_computes_what_the_released_model_computes(name):
     'logits': logits,
   }
   for key, value in ours.items():
-    np.testing.assert_allclose(value, golden[f'output/{key}'], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+      value, golden[f'output/{key}'], atol=1e-4, rtol=0
+    )
 
 
 POSITIONS = [
@@ -205,7 +212,9 @@ def test_learned_2d_and_sincos_2d_tell_row_and_column():
     'row': jnp.arange(8.0).reshape(2, 4),
     'column': 100 + jnp.arange(12.0).reshape(3, 4),
   }
-  table = position.Learned2d((2, 3)).apply({'params': params}, jnp.zeros((1, 7, 8)))
+  table = position.Learned2d((2, 3)).apply(
+    {'params': params}, jnp.zeros((1, 7, 8))
+  )
   assert not table[0, 0].any()  # The class token.
   np.testing.assert_array_equal(
     table[0, 1 + 1 * 3 + 2], [4, 5, 6, 7, 108, 109, 110, 111]
@@ -297,16 +306,21 @@ def test_attention_weights_are_those_that_were_used():
     tokens.var(-1, keepdims=True) + 1e-6
   )
   normed = normed * p['attention_norm']['scale'] + p['attention_norm']['bias']
-  project = lambda n: (
-    np.einsum('bld,dhk->blhk', normed, p['attention'][n]['kernel'])
-    + p['attention'][n]['bias']
-  )
+
+  def project(n):
+    return (
+      np.einsum('bld,dhk->blhk', normed, p['attention'][n]['kernel'])
+      + p['attention'][n]['bias']
+    )
+
   query, key, value = map(project, ('query', 'key', 'value'))
   weights = np.exp(np.einsum('bqhd,bkhd->bhqk', query, key) / np.sqrt(8))
   weights /= weights.sum(-1, keepdims=True)
   np.testing.assert_allclose(block['attention_weights'], weights, atol=1e-5)
   attended = np.einsum('bhqk,bkhd->bqhd', weights, value)
-  attended = np.einsum('bqhd,hdw->bqw', attended, p['attention']['out']['kernel'])
+  attended = np.einsum(
+    'bqhd,hdw->bqw', attended, p['attention']['out']['kernel']
+  )
   attended += p['attention']['out']['bias']
   np.testing.assert_allclose(block['attention'], attended, atol=1e-4)
 

@@ -1,5 +1,6 @@
 """A run that is killed, stopped or damaged goes on as if nothing happened."""
 
+import io
 import json
 import os
 import pathlib
@@ -85,9 +86,7 @@ def test_killed_and_resumed_is_as_if_undisturbed(
   assert_same(workdir, undisturbed)
 
 
-def test_sigterm_saves_at_once_and_the_run_goes_on(
-  tiny, undisturbed, tmp_path
-):
+def test_sigterm_saves_at_once_and_the_run_goes_on(tiny, undisturbed, tmp_path):
   workdir = tmp_path / 'run'
   # So long that it cannot finish by itself.
   config = tiny('total=100000steps', 'checkpoint.every=100000steps')
@@ -178,7 +177,7 @@ def test_a_workdir_belongs_to_one_configuration(tiny, tmp_path):
 
 
 def test_leaves_what_every_run_leaves(tiny, tmp_path):
-  console = Console(record=True, width=80, file=open(os.devnull, 'w'))
+  console = Console(record=True, width=80, file=io.StringIO())
   run = run_lib.prepare(tiny(), jax.devices()[:1])
   loop.train(run, tmp_path, console)
   text = console.export_text()
@@ -195,7 +194,7 @@ def test_leaves_what_every_run_leaves(tiny, tmp_path):
   tests = [row for row in rows if 'test/accuracy' in row]
   assert [row['step'] for row in tests] == [6, 12]
   assert all(row['test/examples'] == 360 for row in tests)
-  again = Console(record=True, width=80, file=open(os.devnull, 'w'))
+  again = Console(record=True, width=80, file=io.StringIO())
   loop.train(run, tmp_path, again)
   assert 'This run is finished: 12 steps' in again.export_text()
   shutil.rmtree(tmp_path)

@@ -22,9 +22,7 @@ EXPECTED = {
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_values(name):
   fields, expected = EXPECTED[name]
-  schedule = SCHEDULES[name](
-    100, STEPS.__getitem__, warmup='10steps', **fields
-  )
+  schedule = SCHEDULES[name](100, STEPS.__getitem__, warmup='10steps', **fields)
   values = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
   np.testing.assert_allclose(values, expected, atol=1e-6)
 

@@ -183,9 +183,7 @@ def test_optimizers_learn_and_store_moments_as_told(tiny, name, rate):
 def test_clipping_bounds_the_update(tiny):
   peak = ('schedule.name=constant', 'schedule.warmup=0steps', *SGD)
   moved, _ = updates(
-    tiny(
-      *peak, 'optimizer.weight_decay=0.0', 'optimizer.clip_norm=0.01'
-    )
+    tiny(*peak, 'optimizer.weight_decay=0.0', 'optimizer.clip_norm=0.01')
   )
   norm = np.sqrt(sum(np.square(x).sum() for x in moved.values()))
   np.testing.assert_allclose(norm, 0.5 * 0.01, rtol=1e-4)

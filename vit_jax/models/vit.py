@@ -112,9 +112,7 @@ class AttentionPooling(nn.Module):
   def __call__(self, x: Array) -> Array:
     """Maps [batch, length, width] to [batch, width]."""
     width = x.shape[-1]
-    probe = self.param(
-      'probe', nn.initializers.xavier_uniform(), (1, 1, width)
-    )
+    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, width))
     probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
     x, _ = transformer.Attention(
       self.num_heads,
@@ -235,9 +233,7 @@ class ViT(nn.Module):
     )(image)
     out['patches'] = x
     grid = x.shape[1:3]
-    x = transformer.constrain(
-      x.reshape(batch, -1, width), transformer.BATCH
-    )
+    x = transformer.constrain(x.reshape(batch, -1, width), transformer.BATCH)
     if self.pooling == 'token':
       token = self.param('class_token', nn.initializers.zeros, (1, 1, width))
       token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))

@@ -27,7 +27,10 @@ def mixup(
   """
   share = jax.random.beta(key, strength, strength)
   share = jnp.maximum(share, 1 - share)
-  mix = lambda x: share * x + (1 - share) * jnp.roll(x, 1, axis=0)
+
+  def mix(x):
+    return share * x + (1 - share) * jnp.roll(x, 1, axis=0)
+
   return mix(image), mix(targets)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 # Peak bf16 FLOP/s of one JAX device. TPU: cloud.google.com/tpu/docs (v3: half
 # of a chip, which is 123 TFLOP/s); GPU: NVIDIA's data sheets, dense.
@@ -41,7 +42,10 @@ def count_flops(function: Callable, *args: Any) -> int:
     function: traced, not run.
     *args: arrays or their shapes.
   """
-  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  # Compilers drop what no output needs, so it does not count.
+  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _count(jaxpr)
 
 
 def _count(jaxpr: Any) -> int:

@@ -15,9 +15,8 @@ from rich.console import Console
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import mean_metrics
 from vit_jax.training import flops as flops_lib
-from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import init_from, progress, report, summary
-from vit_jax.training import mesh as mesh_lib
+from vit_jax.training import inputs as inputs_lib
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.run import Run
@@ -94,7 +93,9 @@ def claim_workdir(workdir: pathlib.Path, config: Any) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(text + '\n')
   except OSError as error:
-    raise ConfigError(f'--workdir={workdir} is not writable: {error}') from error
+    raise ConfigError(
+      f'--workdir={workdir} is not writable: {error}'
+    ) from error
 
 
 class _Loop:
@@ -242,8 +243,8 @@ class _Loop:
         self.evaluate(state, step)
       self.save(state, step, wait=True)
 
-  def go(self) -> dict[str, float]:
-    """Restores or starts, trains to the end, and reports."""
+  def go(self) -> bool:
+    """Trains to the end from wherever the run is; False if it was there."""
     with contextlib.ExitStack() as stack:
       stack.enter_context(self.checkpoints)
       stack.enter_context(jax.set_mesh(self.run.mesh))
@@ -252,6 +253,9 @@ class _Loop:
         state, start = init_from.initial_state(self.run), 0
       else:
         state, _, start = restored
+      if start >= self.run.total_steps:
+        return False
+      self.console.print(summary.of_plan(self.run))
       self.writer = stack.enter_context(
         contextlib.closing(MetricsWriter(self.workdir, start))
       )
@@ -264,7 +268,7 @@ class _Loop:
       if start:
         self.bar.say(f'Going on from step {start:,}.')
       self.steps(state, start, stop)
-    return self.tested
+    return True
 
 
 def _not_finite(step: int, row: dict, run: Run, checkpoints: Any) -> str:
@@ -308,11 +312,8 @@ def train(run: Run, workdir: pathlib.Path, console: Console) -> None:
     TrainingError: the loss is not finite.
   """
   claim_workdir(workdir, run.config)
-  loop = _Loop(run, workdir, console)
-  if loop.checkpoints.latest() == run.total_steps:
+  if not _Loop(run, workdir, console).go():
     console.print(f'This run is finished: {run.total_steps:,} steps done.')
     return
-  console.print(summary.of_plan(run))
-  loop.go()
   report.write(workdir)
   console.print(summary.of_results(workdir, run))

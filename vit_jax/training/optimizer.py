@@ -24,9 +24,9 @@ class Settings:
   # times_learning_rate: each step takes lr * weight_decay off a weight, as
   # in the ViT paper, optax and torch. independent: it takes weight_decay
   # off, times the schedule only, as in big_vision.
-  weight_decay_convention: Literal[
-    'times_learning_rate', 'independent'
-  ] = 'times_learning_rate'
+  weight_decay_convention: Literal['times_learning_rate', 'independent'] = (
+    'times_learning_rate'
+  )
   # Longest gradient, by its norm over all parameters; 0 does not clip.
   clip_norm: float = 0.0
   # Micro-batches that a step goes through one after the other.
@@ -166,7 +166,10 @@ def make(settings: Any, schedule, params: Any) -> optax.GradientTransformation:
   if decay:
     steps.append(optax.stateless(functools.partial(rules.map_by_path, decayed)))
   if settings.learning_rate_rules:
-    scale = lambda updates, _: rules.map_by_path(at_own_rate, updates)
+
+    def scale(updates, _):
+      return rules.map_by_path(at_own_rate, updates)
+
     steps.append(optax.stateless(scale))
   steps.append(
     optax.scale_by_learning_rate(

@@ -25,6 +25,7 @@ from vit_jax.training import state as state_lib
 from vit_jax.training import step as step_lib
 from vit_jax.training.schedule import SCHEDULES
 
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """Everything about a run but its arrays.

@@ -131,3 +131,14 @@ def of_results(workdir: pathlib.Path, run: Any) -> Table:
     table.add_row('training time', spelled(seconds))
   table.add_row('plots', f'{workdir}/report/')
   return table
+
+
+def of_speed(title: str, values: dict[str, float]) -> Table:
+  """Returns what a benchmark has measured."""
+  table = _table(title)
+  for name, value in values.items():
+    shown = f'{value:,.0f}' if value >= 1000 else f'{value:.4g}'
+    if name == 'MFU':
+      shown = f'{value:.1%}'
+    table.add_row(name, shown)
+  return table

@@ -66,7 +66,9 @@ def read_parameters(
   The parameters are their moving average where the run keeps one.
   """
   said = workdir / 'config.json'
-  best = json.loads(said.read_text())['checkpoint']['best'] if said.exists() else ''
+  best = (
+    json.loads(said.read_text())['checkpoint']['best'] if said.exists() else ''
+  )
   checkpoints = Checkpoints(workdir / 'checkpoints', best=best)
   tree, meta, step = checkpoints.load(('params',), step)
   if meta['config']['optimizer']['average'] > 0:

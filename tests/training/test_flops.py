@@ -1,0 +1,64 @@
+"""FLOPs read from a jaxpr equal the paper's formula."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax.models import vit
+from vit_jax.tasks.classification import Classification
+from vit_jax.training import flops
+
+
+def formula(size, patch, image, classes):
+  """Multiplications of a forward pass: ViT with a class token."""
+  patches = (image // patch) ** 2
+  tokens, width = patches + 1, size.width
+  block = (
+    4 * tokens * width**2
+    + 2 * tokens**2 * width
+    + 2 * tokens * width * size.mlp_dim
+  )
+  stem = patches * patch**2 * 3 * width
+  return stem + size.depth * block + width * classes
+
+
+# GMACs of a forward pass (table of the released models).
+GMACS = {
+  'Ti/16': 1.25,
+  'S/16': 4.60,
+  'B/16': 17.56,
+  'B/32': 4.41,
+  'L/16': 61.55,
+}
+
+
+@pytest.mark.parametrize('variant', GMACS)
+@pytest.mark.parametrize('scan', [False, True])
+def test_counts_what_the_formula_counts(variant, scan):
+  model = vit.ViT(1000, variant=variant, scan=scan)
+  task = Classification(model, tuple(map(str, range(1000))), (224, 224, 3))
+  params = jax.eval_shape(task.init, jax.random.key(0))['params']
+  name, _, patch = variant.partition('/')
+  macs = formula(vit.VARIANTS[name], int(patch), 224, 1000)
+  assert round(macs / 1e9, 2) == GMACS[variant]
+  counted = flops.training_flops(task, params)
+  # Attention weights for those who ask are counted apart: not used here.
+  assert counted == 3 * 2 * macs
+
+
+def test_counts_convolutions_and_loops():
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+  x, kernel = jnp.zeros((1, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
+  one = 2 * 16 * 5 * 3 * 3 * 3
+  assert flops.count_flops(convolve, x, kernel) == one
+
+  def loop(x, kernel):
+    return jax.lax.scan(
+      lambda carry, _: (carry, convolve(x, kernel).sum()), 0, length=7
+    )
+
+  assert flops.count_flops(loop, x, kernel) == 7 * one
