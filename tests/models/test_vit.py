@@ -269,8 +269,8 @@ class BareBlock(transformer.Block):
   """A block that gives no intermediates."""
 
   @nn.compact
-  def __call__(self, x, drop_rate, shared):
-    return super().__call__(x, drop_rate, shared)[0], {}
+  def __call__(self, x, drop_rate, shared, first=None):
+    return super().__call__(x, drop_rate, shared, first)[0], {}
 
 
 @pytest.mark.parametrize('scan', [False, True])

@@ -245,7 +245,11 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, drop_rate: float | Array, shared: dict[str, Array]
+    self,
+    x: Array,
+    drop_rate: float | Array,
+    shared: dict[str, Array],
+    first: int | None = None,
   ) -> tuple[Array, dict[str, Array]]:
     """Maps [batch, length, width] to the same, and its intermediates.
 
@@ -254,6 +258,7 @@ class Block(nn.Module):
       drop_rate: of both residual branches (stochastic depth).
       shared: what all blocks have in common: position embeddings `position`
         [1, length, width] and `offsets`, see `relative_logits`.
+      first: compute the output of so many tokens only, None for all.
     """
     norm = dict(epsilon=self.norm_epsilon, dtype=self.dtype)
     x = constrain(x, BATCH)
@@ -274,9 +279,9 @@ class Block(nn.Module):
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,
       name='attention',
-    )(y, offsets=offsets)
+    )(y[:, :first], y, offsets=offsets)
     attended = checkpoint_name(y, 'attention_output')
-    x = constrain(x + self._branch(attended, drop_rate), BATCH)
+    x = constrain(x[:, :first] + self._branch(attended, drop_rate), BATCH)
     after_attention = x
 
     y = LayerNorm(name='mlp_norm', **norm)(x)
@@ -311,6 +316,9 @@ class Transformer(nn.Module):
     position: makes the module of position embeddings that blocks add.
     relative: whether attention knows relative positions.
     shared_position: whether all blocks share the positions of the two above.
+    first: the intermediate `first` is the output of so many tokens, for which
+      the last block computes no others: a twelfth of ViT-B's work is saved
+      where the class token is all that is used.
     scan: one compiled block in a loop; parameters are stacked under `blocks`
       with a leading axis of depth. Compiles faster, runs slower.
     remat: what to keep of the forward pass, see `REMAT`; 'none' keeps all.
@@ -327,6 +335,7 @@ class Transformer(nn.Module):
   position: Callable[[], nn.Module] | None = None
   relative: bool = False
   shared_position: bool = False
+  first: int = 0
   scan: bool = False
   remat: str = 'none'
   deterministic: bool = True
@@ -355,7 +364,10 @@ class Transformer(nn.Module):
     if self.remat != 'none':
       # Inside a loop the compiler cannot merge what is computed twice.
       block = nn.remat(
-        Block, policy=REMAT[self.remat], prevent_cse=not self.scan
+        Block,
+        policy=REMAT[self.remat],
+        prevent_cse=not self.scan,
+        static_argnums=() if self.scan else (4,),
       )
     own = not self.shared_position
     fields = dict(
@@ -388,8 +400,15 @@ class Transformer(nn.Module):
       intermediates = {}
       for i, rate in enumerate(rates):
         name = f'block_{i:02d}'
-        x, intermediates[name] = block(**fields, name=name)(
-          x, float(rate), shared
-        )
-    x = LayerNorm(self.norm_epsilon, self.dtype, name='norm')(x)
+        layer = block(**fields, name=name)
+        if self.first and i == self.depth - 1:
+          intermediates['first'], _ = layer(x, float(rate), shared, self.first)
+        x, intermediates[name] = layer(x, float(rate), shared, None)
+    norm = LayerNorm(self.norm_epsilon, self.dtype, name='norm')
+    x = norm(x)
+    if self.first:
+      first = intermediates.get('first')
+      intermediates['first'] = (
+        x[:, : self.first] if first is None else norm(first)
+      )
     return x, intermediates

@@ -256,6 +256,8 @@ class ViT(nn.Module):
       position=add_position if self.position_at != 'stem' else None,
       relative=self.position == 'relative',
       shared_position=self.position_at == 'shared',
+      # Offsets of relative positions go with all queries or none.
+      first=int(self.pooling == 'token' and self.position != 'relative'),
       scan=self.scan,
       remat=self.remat,
       deterministic=not train,
@@ -264,7 +266,7 @@ class ViT(nn.Module):
       name='encoder',
     )(x)
     out['encoded'] = x
-    out['pooled'] = x = self._pool(x, sizes)
+    out['pooled'] = x = self._pool(out['blocks'].pop('first', x), sizes)
 
     if self.representation_size:
       size = self.representation_size

@@ -1,13 +1,16 @@
 """Learning which of a list of classes an image shows."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from matplotlib.figure import Figure
+
+from vit_jax.tasks import classification_report
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -125,3 +128,11 @@ class Classification:
     if self.loss_function == 'sigmoid':
       return jax.nn.sigmoid(logits)
     return jax.nn.softmax(logits)
+
+  def pictures(
+    self, variables: Mapping[str, Any], batches: Iterable[Batch]
+  ) -> Iterator[tuple[str, Figure]]:
+    """Yields name and figure of what the test data shows of the model."""
+    found = classification_report.collect(self.predict, variables, batches)
+    for name, draw in classification_report.PICTURES.items():
+      yield name, draw(found, self.class_names)

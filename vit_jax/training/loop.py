@@ -123,17 +123,22 @@ class _Loop:
     self.tested = {}  # Newest evaluation.
     self.speed = 0.0  # Seconds a step of the newest interval.
 
-  def evaluate(self, state: Any, step: int) -> None:
-    """Measures the task's metrics on the test data, and writes them."""
+  def test_batches(self) -> Iterator[inputs_lib.Batch]:
+    """Yields each test example once, on the devices."""
     inputs = self.run.inputs
-    batches = inputs_lib.test_batches(
+    return inputs_lib.test_batches(
       self.config,
       inputs.source['test'],
       inputs.preprocess['test'],
       self.run.mesh,
       self.bar.say,
     )
-    means = mean_metrics.mean_metrics(self.summed, state.evaluated, batches)
+
+  def evaluate(self, state: Any, step: int) -> None:
+    """Measures the task's metrics on the test data, and writes them."""
+    means = mean_metrics.mean_metrics(
+      self.summed, state.evaluated, self.test_batches()
+    )
     self.tested = {f'test/{name}': value for name, value in means.items()}
     self.writer.write(step, self.tested)
     shown = '  '.join(
@@ -267,7 +272,10 @@ class _Loop:
       )
       if start:
         self.bar.say(f'Going on from step {start:,}.')
-      self.steps(state, start, stop)
+      state = self.steps(state, start, stop)
+      report.write_examples(
+        self.workdir, self.run.task, state.evaluated, self.test_batches()
+      )
     return True
 
 

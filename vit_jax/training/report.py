@@ -1,83 +1,263 @@
-"""Plots of a run, as PNG files in `report/`."""
+"""Pictures of a run, as PNG files in `report/`."""
 
+import json
 import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from vit_jax.training import metrics
 
+Rows = list[dict[str, float]]
+
 _STYLE = {
+  'axes.formatter.limits': (-2, 4),
+  'axes.formatter.use_mathtext': True,
   'axes.grid': True,
   'axes.spines.right': False,
   'axes.spines.top': False,
   'axes.titlelocation': 'left',
   'axes.titleweight': 'bold',
+  'figure.titleweight': 'bold',
   'font.size': 11,
   'grid.alpha': 0.3,
+  'legend.frameon': False,
   'lines.linewidth': 1.8,
 }
+_TRAIN, _TEST = 'tab:blue', 'tab:orange'
+# A series of more points is drawn faintly behind its moving mean.
+_NOISY = 200
 
 
-def _series(rows: list[dict], key: str) -> tuple[list, list]:
-  chosen = [row for row in rows if key in row]
-  return [row['step'] for row in chosen], [row[key] for row in chosen]
+def _number(value: float) -> str:
+  return f'{value:.4g}'
 
 
-def _curves(rows: list[dict], keys: tuple, title: str, path: pathlib.Path):
-  """Draws what the rows have of `keys` over steps; returns the axes."""
+def _percent(value: float, digits: int = 4) -> str:
+  return f'{100 * value:.{digits}g} %'
+
+
+def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the steps and the finite values of what the rows have of `key`."""
+  chosen = [row for row in rows if np.isfinite(row.get(key, np.nan))]
+  steps = np.array([row['step'] for row in chosen])
+  return steps, np.array([row[key] for row in chosen])
+
+
+def _figure(rows: Rows, title: str, **options: Any) -> tuple[Figure, Any]:
+  """Returns an empty figure of all steps so far, and its axes."""
   figure = Figure(figsize=(8, 4.5), dpi=120, layout='constrained')
-  axes = figure.subplots()
-  drawn = 0
-  for key, color in zip(keys, ('tab:blue', 'tab:orange')):
-    steps, values = _series(rows, key)
-    if not steps:
-      continue
-    marker = 'o' if key.startswith('test/') and len(steps) < 40 else None
-    axes.plot(steps, values, color=color, marker=marker, label=key)
-    axes.annotate(
-      f'{values[-1]:.4g}',
-      (steps[-1], values[-1]),
-      xytext=(4, 0),
-      textcoords='offset points',
-      color=color,
-      va='center',
-    )
-    drawn += 1
-  if not drawn:
-    return None
-  axes.set(title=title, xlabel='step')
-  axes.xaxis.set_major_formatter(EngFormatter(sep=''))
-  axes.margins(x=0.08)
-  if drawn > 1:
-    axes.legend(frameon=False)
+  axes = figure.subplots(**options)
+  panels = np.ravel(axes)
+  panels[0].set_title(title)
+  last = panels[-1]
+  last.set_xlabel('step')
+  last.set_xlim(0, 1.02 * max(row['step'] for row in rows))
+  last.xaxis.set_major_locator(MaxNLocator('auto', integer=True))
+  last.xaxis.set_major_formatter(EngFormatter(sep=''))
   return figure, axes
 
 
-def write(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Draws loss, accuracy, learning rate and speed; returns the files."""
-  rows = metrics.read(workdir)
+def _draw(
+  axes: Axes,
+  rows: Rows,
+  key: str,
+  label: str,
+  color: str,
+  smooth: bool = True,
+) -> None:
+  """Draws one key over the steps, and with `smooth` its mean if it is long."""
+  steps, values = _series(rows, key)
+  few = len(steps) < (40 if key.startswith('test/') else 3)
+  marker = 'o' if few else None
+  if smooth and len(steps) > _NOISY:
+    axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+    width = len(steps) // 50
+    window = np.ones(width) / width
+    steps, values = (np.convolve(x, window, 'valid') for x in (steps, values))
+  axes.plot(
+    steps, values, color=color, label=label, marker=marker, clip_on=not few
+  )
+
+
+def _pair(
+  rows: Rows, name: str, title: str, spelled: Callable[[float], str]
+) -> tuple[Figure, Axes, np.ndarray] | None:
+  """Draws a metric in training and test; None if the rows do not have it.
+
+  Returns:
+    The figure, its axes, and the values of both series, one after the other.
+  """
+  found = {
+    key: _series(rows, key)[1] for key in (f'train/{name}', f'test/{name}')
+  }
+  values = np.concatenate([*found.values()])
+  if not len(values):
+    return None
+  figure, axes = _figure(rows, title)
+  for (key, series), color in zip(found.items(), (_TRAIN, _TEST)):
+    if len(series):
+      _draw(axes, rows, key, f'{key}  {spelled(series[-1])}', color)
+  return figure, axes, values
+
+
+def _finish(figure: Figure, axes: Axes, note: str) -> Figure:
+  axes.legend()
+  if note:
+    figure.supxlabel(note, fontsize=9, color='dimgray', x=0.01, ha='left')
+  return figure
+
+
+def _loss(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
+  drawn = _pair(rows, 'loss', 'Loss', _number)
+  if drawn is None:
+    return None
+  figure, axes, values = drawn
+  # A spike, or a very bad start, must not flatten all the rest.
+  top = min(values.max(), 5 * np.percentile(values, 95))
+  low = min(0, values.min())
+  axes.set_ylim(low, low + 1.05 * (top - low) or 1)
+  harder = [
+    f'{name.replace("_", " ")} {task[name]:g}'
+    for name in ('label_smoothing', 'mixup')
+    if task.get(name)
+  ]
+  note = harder and (
+    f'train/loss is with {" and ".join(harder)}, test/loss is without: the '
+    'two cannot be compared.'
+  )
+  return _finish(figure, axes, note)
+
+
+def _accuracy(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
+  drawn = _pair(rows, 'accuracy', 'Accuracy', _percent)
+  if drawn is None:
+    return None
+  figure, axes, values = drawn
+  steps, tested = _series(rows, 'test/accuracy')
+  if len(tested) > 1:
+    best = tested.argmax()
+    axes.plot(
+      steps[best],
+      tested[best],
+      '*',
+      color=_TEST,
+      markeredgecolor='black',
+      markersize=15,
+      clip_on=False,
+      zorder=3,
+      label=f'best  {_percent(tested[best])} at step {steps[best]:,}',
+    )
+  low, high = values.min(), values.max()
+  margin = 0.08 * (high - low) or 0.1
+  axes.set_ylim(max(0, low - margin), min(1.005, high + margin))
+  axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+  note = task.get('mixup') and (
+    'train/accuracy is on mixed images, test/accuracy is not: the two cannot '
+    'be compared.'
+  )
+  return _finish(figure, axes, note)
+
+
+def _learning_rate(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
+  key = 'train/learning_rate'
+  _, values = _series(rows, key)
+  if not len(values):
+    return None
+  figure, axes = _figure(rows, 'Learning rate')
+  highest, last = values.max(), values[-1]
+  label = f'highest {highest:.3g}, last {last:.3g}'
+  _draw(axes, rows, key, label, _TRAIN, smooth=False)
+  axes.set_ylim(0, 1.08 * highest or 1)
+  return _finish(figure, axes, '')
+
+
+def _speed(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
+  """Draws images per second, and below it the share of waiting for data."""
+  speed, wait = 'speed/images_per_sec', 'speed/data_wait'
+  _, rates = _series(rows, speed)
+  if not len(rates):
+    return None
+  figure, (upper, lower) = _figure(
+    rows, 'Images per second', nrows=2, sharex=True, height_ratios=(3, 1)
+  )
+  label = f'median {np.median(rates):,.0f}'
+  _, shares = _series(rows, 'speed/mfu')
+  if len(shares):
+    label += f', {_percent(np.median(shares), 3)} of peak FLOP/s'
+  _draw(upper, rows, speed, 'images/s', _TRAIN)
+  upper.axhline(np.median(rates), color='gray', linestyle='--', label=label)
+  upper.set_ylim(0, 1.1 * rates.max())
+  upper.yaxis.set_major_formatter('{x:,.0f}')
+  upper.legend(loc='lower right', ncols=2)
+  _, waits = _series(rows, wait)
+  lower.set_title('Share of the time waiting for data')
+  if len(waits):
+    label = f'median {_percent(np.median(waits), 2)}'
+    _draw(lower, rows, wait, label, 'tab:red')
+    lower.legend(loc='upper right')
+  lower.set_ylim(0, max(0.2, 1.2 * waits.max(initial=0)))
+  lower.yaxis.set_major_formatter(PercentFormatter(1, 0, symbol=' %'))
+  return figure
+
+
+_CURVES = {
+  'loss': _loss,
+  'accuracy': _accuracy,
+  'learning_rate': _learning_rate,
+  'speed': _speed,
+}
+
+
+def _folder(workdir: pathlib.Path) -> pathlib.Path:
   folder = workdir / 'report'
   folder.mkdir(exist_ok=True)
-  plots = {
-    'loss': (('train/loss', 'test/loss'), 'Loss'),
-    'accuracy': (('train/accuracy', 'test/accuracy'), 'Accuracy'),
-    'learning_rate': (('train/learning_rate',), 'Learning rate'),
-    'speed': (('speed/images_per_sec',), 'Images per second'),
-  }
+  return folder
+
+
+def write(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Draws loss, accuracy, learning rate and speed; returns the files.
+
+  What `metrics.jsonl` has no figures of is not drawn.
+  """
+  rows = metrics.read(workdir)
+  task = json.loads((workdir / 'config.json').read_text())['task']
   files = []
   with matplotlib.rc_context(_STYLE):
-    for name, (keys, title) in plots.items():
-      path = folder / f'{name}.png'
-      drawn = _curves(rows, keys, title, path)
-      if drawn is None:
-        continue
-      figure, axes = drawn
-      if name == 'accuracy':
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-      if name == 'speed':
-        axes.set_ylim(bottom=0)
-      figure.savefig(path)
-      files.append(path)
+    for name, curve in _CURVES.items():
+      if figure := curve(rows, task):
+        files.append(_folder(workdir) / f'{name}.png')
+        figure.savefig(files[-1])
+  return files
+
+
+def write_examples(
+  workdir: pathlib.Path,
+  task: Any,
+  variables: Mapping[str, Any],
+  batches: Iterable[Mapping],
+) -> list[pathlib.Path]:
+  """Draws what a task shows of its test data; returns the files.
+
+  A task that has something to show has a method `pictures(variables,
+  batches)`, which yields (name, matplotlib figure).
+
+  Args:
+    workdir: of the run.
+    task: what was learned.
+    variables: that are evaluated.
+    batches: test data on the devices; not read where nothing is shown.
+  """
+  if not hasattr(task, 'pictures'):
+    return []
+  files = []
+  with matplotlib.rc_context(_STYLE):
+    for name, figure in task.pictures(variables, batches):
+      files.append(_folder(workdir) / f'{name}.png')
+      figure.savefig(files[-1])
   return files
