@@ -124,7 +124,10 @@ def from_released(name):
 
 
 @pytest.mark.parametrize('name', ['vit_token', 'vit_token_norep'])
-def test_computes_what_the_released_model_computes(name):
+@pytest.mark.parametrize('cpu', [True, False])
+def test_computes_what_the_released_model_computes(name, cpu, monkeypatch):
+  # Both orders of computing, whatever this runs on.
+  monkeypatch.setattr(transformer, 'on_cpu', lambda: cpu)
   golden = np.load(GOLDENS / f'{name}.npz')
   sizes = json.loads(str(golden['meta']))['hyperparameters']
   params = {

@@ -56,6 +56,17 @@ def constrain(x: Array, *axes) -> Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
+def on_cpu() -> bool:
+  """Whether what is being traced is for a CPU: the mesh's, or the default.
+
+  The few places that ask compute the same in another order. What is best for
+  a TPU is not always so for a CPU.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  platform = device.platform if device else jax.default_backend()
+  return platform == 'cpu'
+
+
 class LayerNorm(nn.Module):
   """Layer normalisation over the last axis, statistics in float32."""
 
@@ -96,12 +107,16 @@ class Linear(nn.Module):
 
     kernel = self.param('kernel', init, (*self.inputs, *self.outputs))
     bias = self.param('bias', self.bias_init, self.outputs)
-    # As one product of two matrices, which CPUs compute much faster.
-    batch = x.shape[: x.ndim - len(self.inputs)]
-    x = x.astype(self.dtype).reshape(-1, fan_in)
-    x = x @ kernel.astype(self.dtype).reshape(fan_in, fan_out)
-    x = x + bias.astype(self.dtype).reshape(fan_out)
-    return x.reshape(*batch, *self.outputs)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    bias = bias.astype(self.dtype)
+    if on_cpu():
+      # One product of two matrices is 1.4 times as fast in training.
+      batch = x.shape[: x.ndim - len(self.inputs)]
+      x = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, fan_out)
+      return (x + bias.reshape(fan_out)).reshape(*batch, *self.outputs)
+    # Reshaping would cost a TPU a quarter: it stores [length, width] in tiles.
+    axes = tuple(range(-len(self.inputs), 0))
+    return jnp.tensordot(x, kernel, (axes, tuple(range(len(axes))))) + bias
 
 
 def relative_logits(query: Array, offsets: Array) -> Array:
@@ -164,12 +179,12 @@ class Attention(nn.Module):
 
     weights = self._weights(query, key, offsets)
     drops = self.dropout > 0 and not self.deterministic
-    if drops or offsets is not None:
-      dropped = nn.Dropout(self.dropout, deterministic=not drops)(weights)
-      x = jnp.einsum('bhqk,bkhd->bqhd', dropped, value)
-    else:
+    if on_cpu() and not drops and offsets is None:
       # The weights above are then computed only if somebody uses them.
       x = kernels.attend(query, key, value, self.softmax_dtype)
+    else:
+      dropped = nn.Dropout(self.dropout, deterministic=not drops)(weights)
+      x = jnp.einsum('bhqk,bkhd->bqhd', dropped, value)
     return Linear(heads, (width,), dtype=self.dtype, name='out')(x), weights
 
   def _weights(self, query: Array, key: Array, offsets: Array | None) -> Array:
