@@ -2,7 +2,8 @@
 
 import setuptools
 
-TFDS = ['tensorflow-datasets>=4.9.10']
+# TensorFlow Datasets needs importlib-resources, but does not say so.
+TFDS = ['importlib-resources>=6.0', 'tensorflow-datasets>=4.9.10']
 
 setuptools.setup(
   name='vit_jax',

@@ -174,7 +174,8 @@ def get_config(argument: str = 'cifar10') -> ConfigDict:
       precision=dict(compute='bfloat16'),
       eval=dict(every='10%'),
       checkpoint=dict(every='10%'),
-      # The classes are new ones, so the head starts fresh (at zero).
-      init=dict(workdir='PRETRAINED', fresh=('head/.*',)),
+      # The classes are new ones, so the head starts fresh (at zero), and what
+      # pre-training has put before it is left out.
+      init=dict(workdir='PRETRAINED', fresh=('(head|pre_logits)/.*',)),
     )
   )

@@ -97,6 +97,7 @@ REFUSED = [
   (['model.supplied=1'], 'supplied is not a key'),
   (['total=90'], 'Write for example "300ep"'),
   (['total=90 epochs'], 'Write for example "300ep"'),
+  (['total=1.2.3ep'], 'Write for example "300ep"'),
   (['optimizer=1'], 'is a section; set one of its keys'),
   (['seed.deep=1'], 'is a value; it has no key'),
 ]
@@ -134,6 +135,23 @@ def test_loading_a_file(tmp_path):
   path.write_text('x = 1')
   with pytest.raises(ConfigError, match='no function get_config'):
     config.load(str(path))
+  path.write_text('def get_config():\n  return {}\n')
+  with pytest.raises(ConfigError, match="has no variants, so 'foo' means"):
+    config.load(f'{path}:foo')
+  path.write_text('def get_config():\n  return 3\n')
+  with pytest.raises(ConfigError, match='returns int, expected a ConfigDict'):
+    config.load(str(path))
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['import os\nx = os.nothing', 'def get_config():\n  return {}["depth"]'],
+)
+def test_an_error_inside_a_file_is_named_with_its_line(tmp_path, text):
+  path = tmp_path / 'experiment.py'
+  path.write_text(text)
+  with pytest.raises(ConfigError, match=r'Error in .*experiment.py, line 2\)'):
+    config.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +161,11 @@ def test_loading_a_file(tmp_path):
 def test_durations(duration, steps):
   sizes = dict(batch_size=100, examples=1000, total=1000)
   assert config.to_steps(duration, **sizes) == steps
+
+
+def test_steps_can_be_counted():
+  with pytest.raises(ConfigError, match='at most 2,147,483,647'):
+    config.to_steps('1e300ep', batch_size=1, examples=1, total=None)
 
 
 def test_the_whole_run_cannot_be_a_share_of_itself():

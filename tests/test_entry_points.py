@@ -1,9 +1,12 @@
 """What a person types, and what they see."""
 
 import io
+import itertools
 import json
 import pathlib
+import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from vit_jax import benchmark, command_line, config, evaluate, predict, train
+from vit_jax.training import speed, trained
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 SMALL = (
@@ -82,13 +86,111 @@ def test_predict_prints_names_and_probabilities(workdir, tmp_path):
   np.testing.assert_allclose(sum(shares), 200, atol=1)
 
 
+def test_evaluate_on_another_number_of_devices(workdir, monkeypatch):
+  whole = call(evaluate.main, f'--workdir={workdir}')
+  # 30 cannot be split over 8 devices: padded to 32.
+  text = call(
+    evaluate.main, f'--workdir={workdir}', '--config.eval.batch_size=30'
+  )
+  assert text == whole
+  make = trained.mesh_lib.make
+
+  def too_few(settings):
+    if settings.fsdp == 1:
+      return make(settings)
+    raise config.ConfigError('config.mesh does not fit')
+
+  monkeypatch.setattr(trained.mesh_lib, 'make', too_few)
+  arguments = (f'--workdir={workdir}', '--config.mesh.fsdp=2')
+  with pytest.raises(config.ConfigError, match='does not fit'):
+    call(evaluate.main, *arguments)
+  saved = trained.read_parameters
+
+  def of_other_mesh(*arguments):
+    params, meta, step = saved(*arguments)
+    meta['config']['mesh']['fsdp'] = 2
+    return params, meta, step
+
+  monkeypatch.setattr(trained, 'read_parameters', of_other_mesh)
+  assert call(evaluate.main, f'--workdir={workdir}') == whole
+
+
+def test_evaluate_splits_parameters_as_asked(workdir):
+  model = trained.load(
+    workdir,
+    overrides=('--config.mesh.fsdp=2', '--config.mesh.fsdp_minimum_mib=0'),
+  )
+  kernel = model.variables['params']['head']['kernel']
+  assert 'fsdp' in kernel.sharding.spec
+
+
+def test_parameters_that_do_not_fit_are_named(workdir, monkeypatch):
+  params, meta, step = trained.read_parameters(workdir)
+  del params['head']
+  monkeypatch.setattr(
+    trained, 'read_parameters', lambda *_: (params, meta, step)
+  )
+  with pytest.raises(config.ConfigError, match='head/kernel: expected'):
+    trained.load(workdir)
+
+
+def test_best_is_what_the_run_says_even_if_its_config_is_torn(
+  workdir, tmp_path
+):
+  with pytest.raises(config.ConfigError, match='keeps no best checkpoint'):
+    call(evaluate.main, f'--workdir={workdir}', '--step=best')
+  folder = tmp_path / 'run'
+  call(
+    train.main, *SMALL, f'--workdir={folder}',
+    '--config.checkpoint.best=test/accuracy', '--config.optimizer.average=0.9',
+  )  # fmt: skip
+  (folder / 'config.json').write_text('{"torn')
+  rows = [json.loads(r) for r in (folder / 'metrics.jsonl').open()]
+  best = max(r['test/accuracy'] for r in rows if 'test/accuracy' in r)
+  text = call(evaluate.main, f'--workdir={folder}', '--step=best')
+  assert f'{best:.4f}' in text
+
+
+def test_damage_stops_with_the_exit_code(workdir, tmp_path, monkeypatch):
+  shutil.copytree(workdir / 'checkpoints', tmp_path / 'checkpoints')
+  for path in tmp_path.glob('checkpoints/*/meta/data.json'):
+    path.write_text('{}')
+  monkeypatch.setattr(sys, 'argv', ['x', f'--workdir={tmp_path}'])
+  with pytest.raises(SystemExit) as ended:
+    command_line.run(evaluate.main)
+  assert ended.value.code == command_line.STOPPED
+
+
+def test_predict_takes_many_files_in_calls_of_one_shape(
+  workdir, tmp_path, monkeypatch
+):
+  files = []
+  for i in range(19):
+    files.append(tmp_path / f'{i}.png')
+    Image.new('L', (8, 8), 10 * i).save(files[-1])
+  arguments = (f'--workdir={workdir}', '--top=1', *files, files[0])
+  text = call(predict.main, *arguments)
+  monkeypatch.setattr(predict, '_BATCH', 6)  # 8, as there are 8 devices.
+  assert call(predict.main, *arguments) == text
+  assert text.count('%') == 20
+
+
+def test_the_hint_of_predict_works(workdir, tmp_path):
+  Image.new('RGB', (20, 8)).save(tmp_path / 'wide.png')
+  text = call(
+    predict.main, f'--workdir={workdir}', tmp_path / 'wide.png',
+    '--config.data.test.preprocess=resize(8)|value_range(-1, 1)',
+  )  # fmt: skip
+  assert 'wide.png' in text and '%' in text
+
+
 def test_predict_names_what_it_cannot_read(workdir, tmp_path):
   Image.new('L', (8, 8)).save(tmp_path / 'good.png')
   (tmp_path / 'bad.png').write_text('no image')
   Image.new('RGB', (20, 8)).save(tmp_path / 'wide.png')
   with pytest.raises(config.ConfigError) as error:
     call(predict.main, f'--workdir={workdir}', *tmp_path.glob('*.png'))
-  assert 'bad.png' in str(error.value)
+  assert 'bad.png: not an image of a known format' in str(error.value)
   assert 'wide.png: the image is (8, 20, 1)' in str(error.value)
   assert 'good.png' not in str(error.value)
 
@@ -103,17 +205,47 @@ def test_benchmark_measures_what_was_asked_for(tmp_path):
   assert results['step']['images/s per core'] > 0
   assert results['step']['step p95, ms'] >= results['step']['step p50, ms']
   assert results['data']['images per core-second'] > 0
+  first = results['step']['first step, s']
+  assert results['step']['start to first step, s'] > first > 0
+  assert 'Written to' in text
   call(benchmark.main, *arguments, '--what=data')
   assert 'step' not in json.loads(path.read_text())
   with pytest.raises(config.ConfigError, match="Did you mean 'step'"):
     call(benchmark.main, *arguments, '--what=stop')
 
 
+def test_data_speed_is_that_of_bursts_as_a_whole():
+  def bursts():
+    for number in itertools.count():
+      if number >= 8 and number % 4 == 0:  # 8 are there already.
+        time.sleep(0.04)
+      yield number
+
+  timing, _ = speed._drained(bursts(), held=11, count=8)
+  assert sum(timing.others) >= 0.08  # Two bursts of four.
+  assert timing.p50 < 0.01
+
+
+def test_benchmark_checks_where_it_writes_before_it_measures(tmp_path):
+  for given, message in (
+    ('--repeats=0', 'measures nothing'),
+    (f'--json={tmp_path}', 'cannot be written: Is a directory'),
+    (f'--json={tmp_path}/none/x.json', 'cannot be written: No such file'),
+  ):
+    with pytest.raises(config.ConfigError, match=message):
+      call(benchmark.main, *SMALL, given)
+
+
 REFUSED = [
   (train.main, (), '--workdir is missing'),
   (train.main, ('--config.model.widht=3',), "Did you mean 'width'"),
   (train.main, ('--chekc',), "'--chekc'. Did you mean '--check'"),
-  (evaluate.main, ('--workdir=nowhere',), 'nowhere holds no such model'),
+  (train.main, ('--config.total', '5ep'), "no value: write it with a '='"),
+  (train.main, ('--workdir=',), '--workdir is missing'),
+  (evaluate.main, ('--workdir=nowhere',), 'no run in nowhere: no such folder'),
+  (predict.main, ('--workdir=nowhere', 'x.png'), 'There is no run in nowhere'),
+  (predict.main, ('x.png', '--top=0'), 'prints nothing'),
+  (predict.main, ('x.png', '--tpo=a b'), "Did you mean '--top'"),
   (evaluate.main, ('--workdir=nowhere', '--step=last'), 'neither a number'),
 ]
 
@@ -127,12 +259,30 @@ def test_requests_that_cannot_work(main, arguments, message, tmp_path):
 
 
 @pytest.mark.parametrize(
+  'override,message',
+  [
+    ('model.pooling=map', 'model.pooling cannot be changed after training'),
+    ('eval.every=1ep', 'eval.every cannot be changed'),
+    ('eval.batch_size=0', 'The batch size is 0'),
+    ('data.test.preprocess=resize(16)|value_range(-1, 1)', r'\(16, 16, 1\)'),
+    ('data.tset.split=test', "Did you mean 'test'"),
+    ('mesh.data=3', 'does not fit 8 devices'),
+  ],
+)
+def test_overrides_that_a_finished_run_refuses(workdir, override, message):
+  with pytest.raises(config.ConfigError, match=message):
+    call(evaluate.main, f'--workdir={workdir}', f'--config.{override}')
+
+
+@pytest.mark.parametrize(
   'raised,code,message',
   [
     (config.ConfigError('wrong [key]'), 2, 'error: wrong [key]'),
     (command_line.TrainingError('not finite'), 3, 'error: not finite'),
     (command_line.BrokenDataError('7 of 9'), 3, 'error: 7 of 9'),
+    (command_line.CheckpointError('torn'), 3, 'error: torn'),
     (command_line.Preempted(7), 75, 'step 7'),
+    (KeyboardInterrupt(), 130, ''),
     (None, 0, ''),
   ],
 )

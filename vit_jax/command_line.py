@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -9,14 +10,16 @@ from rich.console import Console
 
 from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.data.pipeline import BrokenDataError
+from vit_jax.training.checkpoint import CheckpointError
 from vit_jax.training.loop import Preempted, TrainingError
 
 # Exit codes. A supervisor should start again after anything but these, and
-# after PREEMPTED; the others would only happen again.
+# after PREEMPTED; the others would only happen again, or are wanted.
 DONE = 0
 REFUSED = 2  # The configuration or the request cannot work.
-STOPPED = 3  # The data or the training is broken: not finite, too many files.
+STOPPED = 3  # Data, training or checkpoints are broken: not finite, damaged.
 PREEMPTED = 75  # Asked to stop, everything saved: start again to go on.
+INTERRUPTED = 130  # Ctrl-C, as shells say it.
 
 
 def parser(description: str, prog: str) -> argparse.ArgumentParser:
@@ -27,7 +30,7 @@ def parser(description: str, prog: str) -> argparse.ArgumentParser:
     epilog='--config.section.key=value overrides a key of the configuration.',
     allow_abbrev=False,
   )
-  result.add_argument('--workdir', type=pathlib.Path, help='folder of the run')
+  result.add_argument('--workdir', help='folder of the run')
   return result
 
 
@@ -41,24 +44,38 @@ def add_config(options: argparse.ArgumentParser) -> None:
 def split(
   options: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Returns the known options, and the overrides of the configuration."""
-  known, rest = options.parse_known_args(arguments)
-  for argument in rest:
-    if not argument.startswith('--config.'):
-      names = [name for a in options._actions for name in a.option_strings]
-      hint = did_you_mean(argument.partition('=')[0], names)
+  """Returns the known options, and the overrides of the configuration.
+
+  Raises:
+    ConfigError: an option is not known, or an override has no value.
+  """
+  # What has a space and is not known to argparse, it takes for a file. So
+  # overrides, such as of preprocessing, and misspelt options never get there.
+  overrides = [a for a in arguments if a.startswith('--config.')]
+  others = [a for a in arguments if not a.startswith('--config.')]
+  for override in overrides:
+    if '=' not in override:
+      raise ConfigError(
+        f"{override!r} has no value: write it with a '=', as in "
+        f'{override}=VALUE.'
+      )
+  names = ['--help', *re.findall(r'--[\w-]+', options.format_usage())]
+  for argument in others:
+    name = argument.partition('=')[0]
+    if name.startswith('--') and name not in ('--', *names):
+      hint = did_you_mean(name, names)
       raise ConfigError(f'There is no option {argument!r}.{hint}')
-  return known, rest
+  return options.parse_args(others), overrides
 
 
-def required(workdir: pathlib.Path | None) -> pathlib.Path:
-  """Returns the workdir; ConfigError if it was not given."""
-  if workdir is None:
+def required(workdir: str | None) -> pathlib.Path:
+  """Returns the workdir; ConfigError if it was not given, or is empty."""
+  if not workdir:
     raise ConfigError(
       '--workdir is missing: the folder of the run, such as '
       '--workdir=runs/digits.'
     )
-  return workdir
+  return pathlib.Path(workdir)
 
 
 def run(main: Callable[[Sequence[str], Console], None]) -> None:
@@ -71,7 +88,7 @@ def run(main: Callable[[Sequence[str], Console], None]) -> None:
   except ConfigError as error:
     errors.print(f'error: {error}', highlight=False, markup=False)
     code = REFUSED
-  except (TrainingError, BrokenDataError) as error:
+  except (TrainingError, BrokenDataError, CheckpointError) as error:
     errors.print(f'error: {error}', highlight=False, markup=False)
     code = STOPPED
   except Preempted as preempted:
@@ -80,4 +97,6 @@ def run(main: Callable[[Sequence[str], Console], None]) -> None:
       'same command goes on from there.'
     )
     code = PREEMPTED
+  except KeyboardInterrupt:
+    code = INTERRUPTED
   sys.exit(code)

@@ -21,6 +21,7 @@ import inspect
 import pathlib
 import re
 import runpy
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +33,11 @@ REQUIRED = inspect.Parameter.empty
 # A length of training with its unit: "300ep", "10000steps", "5%",
 # "1e9examples".
 Duration = typing.NewType('Duration', str)
-_DURATION = re.compile(r'([0-9.]+(?:[eE][+-]?[0-9]+)?)(ep|steps|%|examples)')
+_DURATION = re.compile(
+  r'([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)(ep|steps|%|examples)'
+)
+# Steps are counted in int32.
+_MOST_STEPS = 2**31 - 1
 
 
 class ConfigError(ValueError):
@@ -268,12 +273,42 @@ def load(spec: str) -> ConfigDict:
     get_config = runpy.run_path(path).get('get_config')
   except SyntaxError as error:
     raise ConfigError(f'{path} is not valid Python: {error}') from error
-  if get_config is None:
+  except Exception as error:
+    raise ConfigError(_raised_inside(error, spec, path)) from error
+  if not callable(get_config):
     raise ConfigError(f'{path} has no function get_config(arg).')
+  if argument and not inspect.signature(get_config).parameters:
+    raise ConfigError(
+      f'{path} has no variants, so {argument!r} means nothing to it: its '
+      f'get_config takes no argument. Write --config={path}.'
+    )
   try:
-    return get_config(argument) if argument else get_config()
-  except (AttributeError, KeyError, ValueError, TypeError) as error:
-    raise ConfigError(f'{spec} cannot be read: {error}') from error
+    config = get_config(argument) if argument else get_config()
+  except Exception as error:
+    raise ConfigError(_raised_inside(error, spec, path)) from error
+  if not isinstance(config, (Mapping, ConfigDict)):
+    raise ConfigError(
+      f'get_config of {path} returns {type(config).__name__}, expected a '
+      'ConfigDict.'
+    )
+  return config
+
+
+def _raised_inside(error: Exception, spec: str, path: str) -> str:
+  """Says what went wrong in a configuration file, and where in it."""
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.filename == path
+  ]
+  where = f'{path}, line {lines[-1]}' if lines else path
+  return f'{spec} cannot be read: {error} ({type(error).__name__} in {where})'
+
+
+def amount(duration: Duration) -> tuple[float, str]:
+  """Splits a duration such as '300ep' into its number and its unit."""
+  number, unit = _DURATION.fullmatch(duration).groups()
+  return float(number), unit
 
 
 def to_steps(
@@ -286,18 +321,25 @@ def to_steps(
     batch_size: examples of one step.
     examples: examples of one epoch.
     total: steps of the whole run, which '%' is a share of.
+
+  Raises:
+    ConfigError: there is no whole to be a share of, or it is far too long.
   """
-  number, unit = _DURATION.fullmatch(duration).groups()
-  if unit == '%':
-    if total is None:
-      raise ConfigError(
-        f'config.total is {duration!r}: the whole run cannot be a share of '
-        'itself. Give it in ep, steps or examples.'
-      )
-    return round(total * float(number) / 100)
-  per_unit = {
-    'steps': 1,
-    'ep': examples / batch_size,
-    'examples': 1 / batch_size,
-  }
-  return round(float(number) * per_unit[unit])
+  number, unit = amount(duration)
+  if unit == '%' and total is None:
+    raise ConfigError(
+      f'config.total is {duration!r}: the whole run cannot be a share of '
+      'itself. Give it in ep, steps or examples.'
+    )
+  steps = {
+    'steps': number,
+    'ep': number * (examples / batch_size),
+    'examples': number * (1 / batch_size),
+    '%': (total or 0) * number / 100,
+  }[unit]
+  if steps > _MOST_STEPS:
+    raise ConfigError(
+      f'{duration!r} is {steps:.3g} steps; at most {_MOST_STEPS:,} can be '
+      'counted. Is it the right unit?'
+    )
+  return round(steps)

@@ -362,6 +362,24 @@ def test_regularisation_acts_in_training_only(field, scan):
   assert np.abs(apply(first, True) - apply(second, True)).max() > 1e-3
 
 
+@pytest.mark.parametrize('field', ['dropout', 'stochastic_depth'])
+def test_what_is_dropped_is_dropped_once_and_the_rest_scaled_up(field):
+  # The last block's rate of stochastic depth is the whole rate.
+  model = small(depth=2, **{field: 0.5})
+  x = image(batch=64)
+  params = initialised(small(depth=2), x)
+  _, out = jax.jit(
+    lambda key: model.apply(
+      {'params': params}, x, train=True, rngs={'dropout': key}
+    )
+  )(jax.random.key(0, impl='rbg'))
+  block = out['blocks'][max(out['blocks'])]
+  added = (block['output'] - block['after_attention']) / block['mlp']
+  dropped = np.abs(added) < 0.01
+  assert (dropped | (np.abs(added - 2) < 0.01)).mean() > 0.99
+  assert abs(dropped.mean() - 0.5) < 0.2
+
+
 def test_input_that_does_not_fit_is_refused_with_what_to_do():
   with pytest.raises(ValueError, match='8x8 pixels do not divide .* 30x32'):
     shapes(small(), (30, 32))

@@ -147,26 +147,57 @@ def test_resumes_on_fewer_devices(tiny, tmp_path):
       np.testing.assert_allclose(state[path], value, atol=2e-3, err_msg=path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
+@pytest.mark.parametrize('rate', ['1e20', '1e30'])
+def test_what_is_not_finite_stops_the_run_and_is_never_saved(
+  tiny, tmp_path, rate
+):
+  # With 1e20 gradients and parameters overflow before the loss does.
   config = tiny(
-    'optimizer.learning_rate=1e30', 'schedule.name=constant',
-    'schedule.warmup=8steps', 'optimizer.name=sgd',
+    f'optimizer.learning_rate={rate}', 'optimizer.name=sgd',
+    'schedule.name=constant', 'schedule.warmup=8steps',
     'checkpoint.every=1steps',
   )  # fmt: skip
   with pytest.raises(loop.TrainingError) as error:
     train(config, tmp_path)
   text = str(error.value)
-  step = int(re.search(r'loss of step (\d+) is', text)[1])
+  step = int(re.search(r'At step (\d+) ', text)[1])
   assert 'learning rate that is too high' in text
   assert 'optimizer.clip_norm' in text
+  assert f'--config.init.workdir={tmp_path}' in text
   # What is kept is finite, and the newest that can be.
   state, _, kept = final(tmp_path)
   assert f'step {kept} is intact' in text
-  assert kept < step
+  assert kept == step - 1
   assert all(np.isfinite(value).all() for value in state.values())
 
 
+def test_starts_from_the_parameters_of_another_run(tiny, tmp_path):
+  train(tiny('total=4steps', 'optimizer.average=0.5'), tmp_path / 'old')
+  train(
+    tiny(
+      'total=4steps',
+      'optimizer.learning_rate=1e-30',
+      f'init.workdir={tmp_path / "old"}',
+      "init.fresh=('head/.*',)",
+    ),
+    tmp_path / 'new',
+  )
+  old, new = (final(tmp_path / name)[0] for name in ('old', 'new'))
+  for path, value in new.items():
+    if path.startswith('params/'):
+      # What was evaluated: the average.
+      before = old[path.replace('params/', 'average/')]
+      same = np.array_equal(value, before)
+      assert same == (not path.startswith('params/head/')), path
+
+
+def test_a_run_to_start_from_that_is_none(tiny, tmp_path):
+  with pytest.raises(ConfigError, match='config.init.workdir'):
+    train(tiny(f'init.workdir={tmp_path / "nothing"}'), tmp_path / 'new')
+
+
 def test_a_workdir_belongs_to_one_configuration(tiny, tmp_path):
+  (tmp_path / 'config.json').write_text('{"torn')  # By an earlier kill.
   train(tiny('total=2steps', 'schedule.warmup=0steps'), tmp_path)
   before = (tmp_path / 'config.json').read_text()
   with pytest.raises(ConfigError, match='batch_size: was 32, is 64'):
@@ -187,8 +218,10 @@ def test_leaves_what_every_run_leaves(tiny, tmp_path):
   assert names == {
     'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints', 'report',
   }  # fmt: skip
-  plots = {path.name for path in (tmp_path / 'report').iterdir()}
-  assert plots == {'loss.png', 'accuracy.png', 'learning_rate.png', 'speed.png'}
+  plots = {path.stem for path in (tmp_path / 'report').iterdir()}
+  assert plots == {
+    'loss', 'accuracy', 'learning_rate', 'speed', 'mistakes', 'confusion',
+  }  # fmt: skip
   rows = metrics.read(tmp_path)
   assert [row['step'] for row in rows if 'train/loss' in row] == [*range(1, 13)]
   tests = [row for row in rows if 'test/accuracy' in row]

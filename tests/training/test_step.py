@@ -1,5 +1,7 @@
 """One step of training: the same on every mesh, and as it is configured."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 
 from vit_jax.config import ConfigError
 from vit_jax.data import pipeline
+from vit_jax.training import init_from, rules
+from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import rules
 from vit_jax.training import run as run_lib
 from vit_jax.training import step as step_lib
 
@@ -137,6 +140,29 @@ def updates(config):
   return rules.by_path(moved), rules.by_path(start.params)
 
 
+@pytest.mark.parametrize(
+  'convention,decay', [('times_learning_rate', 10.0), ('independent', 0.01)]
+)
+def test_rules_and_weight_decay_together(tiny, convention, decay):
+  peak = ('schedule.name=constant', 'schedule.warmup=0steps')
+  base, start = updates(tiny(*peak, 'optimizer.weight_decay=0.0'))
+  both, _ = updates(
+    tiny(
+      *peak,
+      f'optimizer.weight_decay={decay}',
+      f'optimizer.weight_decay_convention={convention}',
+      "optimizer.learning_rate_rules=(('encoder/.*', 0.5),)",
+    )
+  )
+  for path in base:
+    factor = 0.5 if path.startswith('encoder/') else 1.0
+    # Independent decay is times the schedule only.
+    of_decay = 1.0 if convention == 'independent' else factor
+    loss = 0.01 * of_decay * start[path] if path.endswith('kernel') else 0
+    expected = base[path] * factor - loss
+    np.testing.assert_allclose(both[path], expected, atol=1e-6)
+
+
 def test_rules_of_learning_rate_and_weight_decay(tiny):
   peak = ('schedule.name=constant', 'schedule.warmup=0steps')
   base, start = updates(tiny(*peak, 'optimizer.weight_decay=0.0'))
@@ -203,6 +229,35 @@ REFUSED = [
   ('data.train.preprocess=resise(8)', 1, 'resize'),
   ('data.train.preprocess=resize(16)|value_range(-1,1)', 1, 'same size'),
   ('data.expected.classes=7', 1, 'but the data has 10'),
+  ('data.test.preprocess=central_crop(9)|value_range(-1,1)', 1, 'record was'),
+  ('data.train.preprocess=random_crop(8)', 1, 'value_range'),
+  ('data.max_broken=1.0', 1, 'less than 1'),
+  ('data.workers=-1', 1, '0 or more'),
+  ('seed=-1', 1, 'seed is -1'),
+  ('batch_size=0', 1, '1 or more'),
+  ('log_every=0steps', 1, 'config.log_every is .0steps., expected more'),
+  ('eval.every=0ep', 1, 'config.eval.every'),
+  ('checkpoint.every=0%', 1, 'config.checkpoint.every'),
+  ('checkpoint.keep=0', 1, '1 or more'),
+  ('checkpoint.best=test/acuracy', 1, "Did you mean 'test/accuracy'"),
+  ("init.fresh=('head/.*',)", 1, 'without config.init.workdir'),
+  ('mesh.rules=(("head/.*", "tensr@-1"),)', 1, 'expected words such as'),
+  ('mesh.rules=(("head/.*", "tensor@x"),)', 1, 'expected words such as'),
+  ('mesh.rules=(("head/.*", 1),)', 1, 'expected words such as'),
+  ('mesh.rules=(("head/kernel", "fsdp@5"),)', 1, 'has no axis 5'),
+  ('model.depth=0', 1, 'depth is 0, expected 1 or more'),
+  ('model.dropout=1.5', 1, 'dropout is 1.5'),
+  ('model.stochastic_depth=-0.1', 1, 'stochastic_depth is -0.1'),
+  ('model.representation_size=-2', 1, 'representation_size is -2'),
+  ('model.norm_epsilon=0.0', 1, 'more than 0'),
+  ('model.pooling=none', 1, 'pooling must not be'),
+  ('optimizer.accumulate=0', 1, '1 or more'),
+  ('optimizer.b2=1.0', 1, 'less than 1'),
+  ('optimizer.clip_norm=-1.0', 1, '0 or more'),
+  ('optimizer.weight_decay=-0.1', 1, '0 or more'),
+  ('optimizer.learning_rate_rules=((".*", "1"),)', 1, 'expected a number'),
+  ('optimizer.weight_decay_rules=((".*", -1.0),)', 1, 'expected a number'),
+  ('optimizer.freeze=(1,)', 1, 'a rule is a pair'),
 ]
 
 
@@ -210,3 +265,83 @@ REFUSED = [
 def test_what_cannot_work_is_refused(tiny, override, devices, message):
   with pytest.raises(ConfigError, match=message):
     run_lib.prepare(tiny(override), jax.devices()[:devices])
+
+
+def test_positions_need_something_to_tell(tiny):
+  config = tiny('model.position=none', 'model.position_at=shared')
+  with pytest.raises(ConfigError, match='there is nothing to tell'):
+    run_lib.prepare(config, jax.devices()[:1])
+
+
+EXPECTED = (
+  'data.train.source=folder:/nowhere',
+  'data.train.preprocess=inception_crop(8)|value_range(-1, 1)',
+  'data.expected.train_examples=100',
+  'data.expected.classes=10',
+  'data.expected.image_shape=(8, 8, 1)',
+)
+REFUSED_IN_PLANNING = [
+  ('data.train.source=foldr:/nowhere', "did you mean 'folder'"),
+  ('data.train.source=folder:/nowhere + foldr:/nowhere', "mean 'folder'"),
+  ('data.train.split=train[:99', 'bad split'),
+  ('data.test.split=tset', 'no split'),
+  ('data.train.preprocess=inception_crop(9)|value_range(-1, 1)', '9, 9, 1'),
+  ('data.train.preprocess=inception_crop(8)', 'value_range'),
+  ('data.expected.image_shape=(8, 8)', 'such as .224, 224, 3.'),
+  ('data.expected.classes=None', 'no folder /nowhere'),
+]
+
+
+@pytest.mark.parametrize('override,message', REFUSED_IN_PLANNING)
+def test_what_cannot_be_planned_is_refused(tiny, override, message):
+  with pytest.raises(ConfigError, match=message):
+    run_lib.prepare(tiny(*EXPECTED, override), jax.devices()[:1], planned=True)
+
+
+def test_absent_data_can_be_planned_with(tiny):
+  config = tiny(*EXPECTED)
+  run = run_lib.prepare(config, jax.devices()[:1], planned=True)
+  assert run.inputs.planned and run.inputs.train_examples == 100
+  with pytest.raises(ConfigError, match='no folder /nowhere'):
+    run_lib.prepare(config, jax.devices()[:1])
+
+
+def test_the_first_batch_does_not_wait_for_others(tiny, monkeypatch):
+  made = []
+
+  class Batches:
+    broken = {}
+
+    def __iter__(self):
+      for number in range(100):
+        made.append(number)
+        yield number
+
+    def close(self):
+      pass
+
+  config = tiny()
+  run = run_lib.prepare(config, jax.devices()[:1])
+  monkeypatch.setattr(pipeline, 'train_batches', lambda *_, **__: Batches())
+  monkeypatch.setattr(mesh_lib, 'to_mesh', lambda batch, mesh: batch)
+  batches = inputs_lib.train_batches(config, run.inputs, run.mesh, 0, print)
+  assert (next(batches), made) == (0, [0])
+  assert (next(batches), made) == (1, [0, 1, 2, 3])
+  assert [next(batches) for _ in range(5)] == [2, 3, 4, 5, 6]
+
+
+def test_parameters_of_another_model_are_refused(tiny, monkeypatch):
+  run = run_lib.prepare(tiny(), jax.devices()[:1])
+  other = jax.tree.map(lambda leaf: np.zeros(leaf.shape), run.state.params)
+  config = tiny("init.fresh=('(head|pre_logits)/.*',)", 'init.workdir=other')
+  run = dataclasses.replace(run, config=config)
+  monkeypatch.setattr(
+    init_from.trained, 'read_parameters', lambda workdir: (other, {}, 1)
+  )
+  other |= {'pre_logits': {'bias': np.zeros(3)}}
+  with jax.set_mesh(run.mesh):
+    init_from.initial_state(run)
+  del other['head']
+  other |= {'class_token': np.zeros((1, 1, 32))}
+  with pytest.raises(ConfigError, match='class_token: this model has nothing'):
+    init_from.initial_state(run)

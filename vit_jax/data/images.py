@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_jax.data import jpeg
 
@@ -61,6 +61,9 @@ def decode(data: bytes, reduction: int = 1) -> np.ndarray:
     return _decode_by_pillow(data)
   except DecodeError:
     raise
+  except UnidentifiedImageError as error:
+    # Pillow's own message is about a Python object.
+    raise DecodeError('not an image of a known format') from error
   # The decoders raise almost anything on malformed input: struct.error,
   # SyntaxError, EOFError, OverflowError, MemoryError, cv2.error, ...
   except Exception as error:

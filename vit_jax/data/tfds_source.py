@@ -12,6 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 
+class UnknownDatasetError(ValueError):
+  """TensorFlow Datasets does not know the name on this machine."""
+
+
 class TfdsSource:
   """One split of a TensorFlow Datasets data set, its images left encoded.
 
@@ -62,16 +66,16 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
 
   Raises:
     ImportError: If tensorflow_datasets is not installed.
-    ValueError: If the data set is unknown, or lacks an image or a label.
+    UnknownDatasetError: If no data set has this name.
+    ValueError: If the data set lacks an image or a label.
     FileNotFoundError: If it has not been prepared on this machine.
   """
   try:
     import tensorflow_datasets
   except ImportError as error:
     raise ImportError(
-      # importlib-resources is a requirement that it does not declare.
-      f"the source 'tfds:{name}' needs TensorFlow Datasets: run 'pip install "
-      "tensorflow-datasets array-record importlib-resources'"
+      f"the source 'tfds:{name}' needs TensorFlow Datasets: run "
+      "'pip install -e .[tfds]' in the folder of vit_jax"
     ) from error
   data_dir = os.environ.get('TFDS_DATA_DIR')
   prepare = (
@@ -85,7 +89,7 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
     known = tensorflow_datasets.list_builders(with_community_datasets=False)
     near = difflib.get_close_matches(name.split(':')[0], known, n=1)
     hint = f'did you mean {near[0]!r}?' if near else 'check its name'
-    raise ValueError(
+    raise UnknownDatasetError(
       f"TensorFlow Datasets does not know 'tfds:{name}'; {hint}"
     ) from error
   if not builder.info.splits:

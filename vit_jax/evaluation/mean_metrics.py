@@ -41,8 +41,13 @@ def mean_metrics(
     variables: of the model.
     batches: on the devices.
   """
-  # Fetched at the end, so that devices never wait for the host.
-  sums = jax.device_get([summed(variables, batch) for batch in batches])
+  sums = []
+  for batch in batches:
+    sums.append(summed(variables, batch))
+    # Devices never wait for the host, and hold few batches.
+    if len(sums) > 2:
+      sums[-3] = jax.device_get(sums[-3])
+  sums = jax.device_get(sums)
   total = {
     name: float(np.sum([part[name] for part in sums], dtype=np.float64))
     for name in sums[0]

@@ -199,7 +199,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two linear layers with an activation between them."""
+  """Two linear layers with an activation, and dropout, between them."""
 
   hidden: int
   activation: str = 'gelu_tanh'
@@ -212,11 +212,10 @@ class Mlp(nn.Module):
     """Maps [..., width] to [..., width]."""
     width = x.shape[-1]
     linear = dict(bias_init=nn.initializers.normal(1e-6), dtype=self.dtype)
-    dropout = nn.Dropout(self.dropout, deterministic=self.deterministic)
     x = Linear((width,), (self.hidden,), name='up', **linear)(x)
-    x = dropout(ACTIVATIONS[self.activation](x))
-    x = Linear((self.hidden,), (width,), name='down', **linear)(x)
-    return dropout(x)
+    x = ACTIVATIONS[self.activation](x)
+    x = nn.Dropout(self.dropout, deterministic=self.deterministic)(x)
+    return Linear((self.hidden,), (width,), name='down', **linear)(x)
 
 
 def drop_path(x: Array, rate: float | Array, key: Array) -> Array:

@@ -183,12 +183,37 @@ class ViT(nn.Module):
         f'The size of this ViT is not known: give variant, such as '
         f"'B/16', or {', '.join(missing)}."
       )
+    for name, size in sizes.items():
+      if size < 1:
+        raise ValueError(f'{name} is {size}, expected 1 or more.')
     if sizes['width'] % sizes['num_heads']:
       raise ValueError(
         f'A width of {sizes["width"]} cannot be shared by '
         f'{sizes["num_heads"]} attention heads: it must be a multiple.'
       )
     return sizes
+
+  def _check(self) -> None:
+    """Raises ValueError for numbers that cannot be meant."""
+    for name in ('dropout', 'attention_dropout', 'stochastic_depth'):
+      if not 0 <= (rate := getattr(self, name)) < 1:
+        raise ValueError(
+          f'{name} is {rate}, expected a rate: 0 or more, and less than 1.'
+        )
+    if not self.norm_epsilon > 0:
+      raise ValueError(
+        f'norm_epsilon is {self.norm_epsilon}, expected more than 0.'
+      )
+    if self.representation_size < -1:
+      raise ValueError(
+        f'representation_size is {self.representation_size}, expected a '
+        'width, 0 for no layer, or -1 for the width of the model.'
+      )
+    if self.position == 'none' and self.position_at != 'stem':
+      raise ValueError(
+        f"position_at is {self.position_at!r}, but with position 'none' there "
+        "is nothing to tell there: choose a position, or leave 'stem'."
+      )
 
   def _position(self, grid: tuple[int, int]):
     """Returns a maker of modules of position embeddings, or None."""
@@ -224,7 +249,11 @@ class ViT(nn.Module):
       and a dict of intermediates, among them `patches`, `tokens`,
       `blocks` (a dict a block, attention weights included), `encoded` and
       `pooled`. Under `jit` those that are not used cost nothing.
+
+    Raises:
+      ValueError: sizes, rates or options that cannot work, or not together.
     """
+    self._check()
     sizes = self.sizes
     batch, width = image.shape[0], sizes['width']
     out = {}

@@ -58,7 +58,7 @@ class Classification:
         f'label_smoothing is {self.label_smoothing}, expected a share: '
         '0 or more, and less than 1.'
       )
-    if self.mixup < 0:
+    if not self.mixup >= 0:
       raise ValueError(f'mixup is {self.mixup}, expected 0 or more.')
 
   def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -75,6 +75,12 @@ class Classification:
 
   def _cross_entropy(self, logits: Array, targets: Array) -> Array:
     """Returns [batch] from [batch, classes]; sigmoid sums over classes."""
+    if logits.shape != targets.shape:
+      raise ValueError(
+        f'the model gives logits of shape {logits.shape}, expected '
+        f'{targets.shape} (batch, classes): classification needs one vector '
+        "an image, so config.model.pooling must not be 'none'."
+      )
     if self.loss_function == 'sigmoid':
       return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
     return optax.softmax_cross_entropy(logits, targets)

@@ -30,6 +30,10 @@ _NAMES_SHOWN = 20
 _logger = logging.getLogger(__name__)
 
 
+class CheckpointError(OSError):
+  """What is on disk cannot be used, or cannot be written; says what to do."""
+
+
 class Checkpoints:
   """The checkpoints of one run, in one directory.
 
@@ -95,7 +99,7 @@ class Checkpoints:
       wait: return only when the checkpoint is finished on disk.
 
     Raises:
-      OSError: this save, or the one before, could not be written.
+      CheckpointError: this save, or the one before, could not be written.
       TypeError: a leaf is no jax.Array, or `meta` is no JSON.
       ValueError: the step is saved already, or the best metric is missing.
     """
@@ -127,7 +131,7 @@ class Checkpoints:
     """Finishes the save under way, then removes what need not stay.
 
     Raises:
-      OSError: it failed; what was saved before is untouched.
+      CheckpointError: it failed; what was saved before is untouched.
     """
     if self._pending is None:
       return
@@ -154,8 +158,8 @@ class Checkpoints:
       (state, meta, step), or None if there is no checkpoint at all.
 
     Raises:
-      ValueError: the newest intact checkpoint is of another tree.
-      OSError: there are checkpoints, but all of them are damaged.
+      CheckpointError: the newest intact checkpoint is of another tree.
+      CheckpointError: there are checkpoints, but all of them are damaged.
     """
     steps = self.steps()
     if not steps:
@@ -184,7 +188,7 @@ class Checkpoints:
     Raises:
       FileNotFoundError: there is no such checkpoint.
       KeyError: it has nothing under one of `names`.
-      OSError: it is damaged (for None: all of them are).
+      CheckpointError: it is damaged (for None: all of them are).
     """
     steps = self.steps()
     chosen = self.best() if step == 'best' else step
@@ -220,7 +224,7 @@ class Checkpoints:
         return arrays, record['meta'], step
       self._note_damage(step, reason)
       reasons += f'\n  {step}: {reason}'
-    raise OSError(
+    raise CheckpointError(
       f'No intact checkpoint in {self._directory}:{reasons}\nPut back a copy '
       'of one of these folders, or move the directory away to start anew.'
     )
@@ -277,9 +281,9 @@ class Checkpoints:
         if re.match(r'\d+\.orbax-checkpoint-tmp', path.name):
           path.rmtree()
 
-  def _failure(self, step, error) -> OSError:
+  def _failure(self, step, error) -> CheckpointError:
     self._swept = False  # It may have left something behind.
-    return OSError(
+    return CheckpointError(
       f'Saving step {step} in {self._directory} failed '
       f'({type(error).__name__}: {error}). Earlier checkpoints are untouched. '
       'Make room, or allow writing there, and start the run again.'
@@ -401,7 +405,7 @@ def _select(saved: dict, names, folder) -> list[str]:
 
 
 def _check_tree(saved: dict, wanted: dict, folder) -> None:
-  """Raises ValueError with what differs in names, shapes and dtypes."""
+  """Raises CheckpointError with what differs in names, shapes and dtypes."""
   asked = {n: f'{leaf.dtype}{list(leaf.shape)}' for n, leaf in wanted.items()}
   held = {n: f'{dtype}{shape}' for n, (dtype, shape, _) in saved.items()}
   if asked == held:
@@ -413,7 +417,7 @@ def _check_tree(saved: dict, wanted: dict, folder) -> None:
     for n in asked
     if held.get(n, asked[n]) != asked[n]
   ]
-  raise ValueError(
+  raise CheckpointError(
     f'The checkpoint {folder} is of another model or optimizer.\n'
     f'missing in it:{_lines(missing)}\n'
     f'unexpected in it:{_lines(unexpected)}\n'

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.config import ConfigError
-from vit_jax.data import pipeline, preprocess, sources
+from vit_jax.data import pipeline, preprocess, sources, tfds_source
 from vit_jax.training import mesh as mesh_lib
 
 Batch = dict[str, jax.Array]
-Say = Callable[[str], None]
+# Is told the name of a broken record and what is wrong with it.
+Say = Callable[[str, str], None]
 
 # Batches that are on their way to the devices while one is computed.
 _AHEAD = 2
-# What opening can find wrong: each becomes a ConfigError.
-_REFUSALS = (ValueError, FileNotFoundError, NotADirectoryError, ImportError)
+# What opening can find wrong: each becomes a ConfigError. TensorFlow Datasets
+# asserts that it knows the version.
+_REFUSALS = (ValueError, OSError, ImportError, AssertionError)
+# What it finds where the data is not, but may be elsewhere.
+_ABSENT = (FileNotFoundError, ImportError, tfds_source.UnknownDatasetError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Inputs:
     train_examples: examples of one epoch.
     source: of training and of testing; None where only planned.
     preprocess: of both.
+    planned: whether this is only what `config.data.expected` says.
   """
 
   class_names: tuple[str, ...]
@@ -39,6 +45,7 @@ class Inputs:
   train_examples: int
   source: Mapping[str, sources.Source | None]
   preprocess: Mapping[str, preprocess.Preprocess]
+  planned: bool = False
 
 
 def open_split(config: Any, name: str) -> sources.Source:
@@ -57,6 +64,11 @@ def open_preprocess(config: Any, name: str) -> preprocess.Preprocess:
     result = preprocess.parse(text)
   except ValueError as error:
     raise ConfigError(f'config.data.{name}.preprocess: {error}') from error
+  if not re.search(r'\bvalue_range\b', text):
+    raise ConfigError(
+      f'config.data.{name}.preprocess {text!r} leaves bytes, 0 to 255, but a '
+      "model takes floats. Add '|value_range(-1, 1)'."
+    )
   if name == 'test' and not result.deterministic:
     raise ConfigError(
       f'config.data.test.preprocess {text!r} is random; evaluation must not '
@@ -66,18 +78,82 @@ def open_preprocess(config: Any, name: str) -> preprocess.Preprocess:
   return result
 
 
-def _planned(config: Any, transforms: Mapping) -> Inputs | None:
-  """Returns inputs as `config.data.expected` says, if it says enough."""
+def _absent(config: Any, name: str) -> bool:
+  """Returns whether some data of a split is not here.
+
+  Raises:
+    ConfigError: a source or the split could not be opened anywhere.
+  """
+  section, absent = config.data[name], False
+  for source in section.source.split(' + '):
+    try:
+      sources.open_source(source, section.split)
+    except _ABSENT:
+      absent = True
+    except _REFUSALS as error:
+      raise ConfigError(f'config.data.{name}: {error}') from error
+  return absent
+
+
+def _planned(config: Any, transforms: Mapping) -> Inputs:
+  """Returns inputs as `config.data.expected` says."""
   expected = config.data.expected
-  if None in expected.to_dict().values():
-    return None
+  shape = expected.image_shape
+  sizes = (expected.train_examples, expected.classes, *shape)
+  if len(shape) != 3 or not all(isinstance(x, int) and x > 0 for x in sizes):
+    raise ConfigError(
+      f'config.data.expected is {expected.to_dict()}; expected are 1 or more '
+      'examples and classes, and an image_shape such as (224, 224, 3).'
+    )
+  for name, transform in transforms.items():
+    _check_planned_shape(name, transform, shape)
   return Inputs(
     tuple(f'class {i}' for i in range(expected.classes)),
-    tuple(expected.image_shape),
+    shape,
     expected.train_examples,
     {'train': None, 'test': None},
     transforms,
+    planned=True,
   )
+
+
+def _check_planned_shape(
+  name: str, transform: preprocess.Preprocess, shape: tuple[int, int, int]
+) -> None:
+  """Raises ConfigError if no kind of image can come out as `shape`.
+
+  Tried are an image as from a camera, and one that has the shape already.
+  """
+  found = []
+  for tried in ((512, 640, shape[-1]), shape):
+    record = {'image': np.zeros(tried, np.uint8), 'label': 0}
+    try:
+      example = transform(record, np.random.default_rng(0))
+    except ValueError as error:
+      found.append(f'cannot prepare {tried}: {error}')
+    else:
+      if example['image'].shape == shape:
+        return
+      found.append(f'makes {example["image"].shape} of {tried}')
+  raise ConfigError(
+    f'config.data.{name}.preprocess {transform.text!r} {found[0]} (height, '
+    f'width, channels), but config.data.expected.image_shape is {shape}. Make '
+    'them the same.'
+  )
+
+
+def _example_shape(
+  name: str, source: sources.Source, transform: preprocess.Preprocess
+) -> tuple[int, ...]:
+  """Returns the shape of an example; ConfigError if it cannot be made."""
+  try:
+    return tuple(pipeline.example_shape(source, transform))
+  except ValueError as error:
+    notes = ' '.join(getattr(error, '__notes__', ()))
+    raise ConfigError(
+      f'config.data.{name}.preprocess {transform.text!r} fails: {error}. '
+      f'{notes}'
+    ) from error
 
 
 def open_inputs(config: Any, planned: bool = False) -> Inputs:
@@ -92,15 +168,12 @@ def open_inputs(config: Any, planned: bool = False) -> Inputs:
   """
   names = ('train', 'test')
   transforms = {name: open_preprocess(config, name) for name in names}
-  try:
-    source = {name: open_split(config, name) for name in names}
-  except ConfigError:
-    if planned and (inputs := _planned(config, transforms)):
-      return inputs
-    raise
+  enough = None not in config.data.expected.to_dict().values()
+  if planned and enough and any([_absent(config, name) for name in names]):
+    return _planned(config, transforms)
+  source = {name: open_split(config, name) for name in names}
   shapes = {
-    name: tuple(pipeline.example_shape(source[name], transforms[name]))
-    for name in names
+    name: _example_shape(name, source[name], transforms[name]) for name in names
   }
   if shapes['train'] != shapes['test']:
     raise ConfigError(
@@ -171,7 +244,7 @@ def _told(batches: pipeline.Batches, say: Say) -> Iterator[Any]:
   told = set()
   for batch in batches:
     for name in batches.broken.keys() - told:
-      say(f'skipped, cannot be read: {name} ({batches.broken[name]})')
+      say(name, batches.broken[name])
       told.add(name)
     yield batch
 
@@ -201,9 +274,12 @@ def train_batches(
       max_broken=config.data.max_broken,
     )
   ) as batches:
+    sent = (mesh_lib.to_mesh(batch, mesh) for batch in _told(batches, say))
+    # The others can come while the step is compiled.
+    yield next(sent)
     queue = []
-    for batch in _told(batches, say):
-      queue.append(mesh_lib.to_mesh(batch, mesh))
+    for batch in sent:
+      queue.append(batch)
       if len(queue) > _AHEAD:
         yield queue.pop(0)
 

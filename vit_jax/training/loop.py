@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -26,6 +27,10 @@ _MAY_CHANGE = (
   'checkpoint', 'data.max_broken', 'data.workers', 'eval', 'log_every',
   'mesh', 'total',
 )  # fmt: skip
+
+
+# Steps that are sent to the devices before one is waited for.
+_AHEAD = 2
 
 
 class TrainingError(RuntimeError):
@@ -68,34 +73,50 @@ def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def claim_workdir(workdir: pathlib.Path, config: Any) -> None:
-  """Makes the workdir and writes `config.json`.
+def check_same_run(before: Mapping, config: Any, workdir: pathlib.Path) -> None:
+  """Raises ConfigError if a checkpoint is of a run of another configuration.
 
-  Raises:
-    ConfigError: the workdir holds a run of another configuration.
+  Args:
+    before: the configuration in the checkpoint.
+    config: of this run.
+    workdir: for the message.
   """
-  path = workdir / 'config.json'
-  text = json.dumps(config.to_dict(), indent=2)
-  if path.exists():
-    old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
-    different = [
-      f'  {key}: was {old.get(key)!r}, is {new.get(key)!r}'
-      for key in sorted({*old, *new})
-      if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
-    ]
-    if different:
-      raise ConfigError(
-        f'{workdir} holds a run of another configuration:\n'
-        + '\n'.join(different)
-        + '\nGo on with the old values, or choose another --workdir.'
-      )
+  old, new = _flat(before), _flat(json.loads(json.dumps(config.to_dict())))
+  different = [
+    f'  {key}: was {old.get(key)!r}, is {new.get(key)!r}'
+    for key in sorted({*old, *new})
+    if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+  ]
+  if different:
+    raise ConfigError(
+      f'{workdir} holds a run of another configuration:\n'
+      + '\n'.join(different)
+      + '\nGo on with the old values, or choose another --workdir.'
+    )
+
+
+def _write_config(workdir: pathlib.Path, config: Any) -> None:
+  """Writes `config.json`, whole or not at all."""
+  text = json.dumps(config.to_dict(), indent=2) + '\n'
+  temporary = workdir / 'config.json.tmp'
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + '\n')
+    temporary.write_text(text)
+    temporary.replace(workdir / 'config.json')
   except OSError as error:
     raise ConfigError(
-      f'--workdir={workdir} is not writable: {error}'
+      f'--workdir={workdir} cannot be written: {error}.'
     ) from error
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+  leaves = [
+    jnp.isfinite(leaf).all()
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  ]
+  return jnp.stack(leaves).all()
 
 
 class _Loop:
@@ -120,8 +141,14 @@ class _Loop:
     self.flops = flops_lib.training_flops(run.task, run.state.params)
     self.summed = mean_metrics.make_summed(run.task)
     self.pending = []  # (step, metrics on the devices) not yet looked at.
-    self.tested = {}  # Newest evaluation.
-    self.speed = 0.0  # Seconds a step of the newest interval.
+    self.tested = (0, {})  # Step and result of the newest evaluation.
+    self.broken = set()  # Names of records that could not be read.
+
+  def say_broken(self, name: str, reason: str) -> None:
+    """Says once that a record is skipped."""
+    if name not in self.broken:
+      self.broken.add(name)
+      self.bar.say(f'skipped, cannot be read: {name} ({reason})')
 
   def test_batches(self) -> Iterator[inputs_lib.Batch]:
     """Yields each test example once, on the devices."""
@@ -131,38 +158,77 @@ class _Loop:
       inputs.source['test'],
       inputs.preprocess['test'],
       self.run.mesh,
-      self.bar.say,
+      self.say_broken,
     )
 
   def evaluate(self, state: Any, step: int) -> None:
     """Measures the task's metrics on the test data, and writes them."""
-    means = mean_metrics.mean_metrics(
-      self.summed, state.evaluated, self.test_batches()
-    )
-    self.tested = {f'test/{name}': value for name, value in means.items()}
-    self.writer.write(step, self.tested)
+
+    def batches():
+      for batch in self.test_batches():
+        if self.stop():
+          raise Preempted(step)
+        yield batch
+
+    means = mean_metrics.mean_metrics(self.summed, state.evaluated, batches())
+    values = {f'test/{name}': value for name, value in means.items()}
+    self.tested = (step, values)
+    self.writer.write(step, values)
     shown = '  '.join(
-      f'{name} {value:.4g}' for name, value in self.tested.items()
+      f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
+      for name, value in values.items()
     )
     self.bar.say(f'step {step:,}  {shown}')
 
   def save(self, state: Any, step: int, wait: bool = False) -> None:
     """Saves a checkpoint, of finite numbers only."""
     self.look(self.pending)
+    if not _all_finite(state):
+      raise TrainingError(self.not_finite(step, 'a parameter or moment'))
     meta = {
       'config': self.config.to_dict(),
       'class_names': list(self.run.inputs.class_names),
       'image_shape': list(self.run.inputs.image_shape),
     }
-    self.checkpoints.save(step, state, meta, self.tested or None, wait=wait)
+    tested_at, metrics = self.tested
+    metrics = metrics if tested_at == step else None
+    self.checkpoints.save(step, state, meta, metrics, wait=wait)
 
   def look(self, pending: list) -> list[dict[str, float]]:
-    """Fetches metrics from the devices; raises if a loss is not finite."""
+    """Fetches metrics from the devices; raises if they are not finite."""
     rows = jax.device_get([metrics for _, metrics in pending])
     for (step, _), row in zip(pending, rows):
-      if not np.isfinite(row['loss']):
-        raise TrainingError(_not_finite(step, row, self.run, self.checkpoints))
+      for name in ('loss', 'gradient_norm'):
+        if not np.isfinite(row[name]):
+          what = f'{name.replace("_", " ")} ({row[name]})'
+          raise TrainingError(self.not_finite(step, f'the {what}'))
     return rows
+
+  def not_finite(self, step: int, what: str) -> str:
+    """Says what happened, what is left and what usually causes it."""
+    optimizer = self.config.optimizer
+    rate = optimizer.learning_rate * float(self.run.schedule(step - 1))
+    causes = [
+      f'a learning rate that is too high ({rate:.3g} at this step; peak '
+      f'{optimizer.learning_rate:.3g})',
+      'too short a warm-up (config.schedule.warmup)',
+    ]
+    if not optimizer.clip_norm:
+      causes.append('no clipping (config.optimizer.clip_norm=1.0)')
+    if 'bfloat16' in self.config.precision.to_dict().values():
+      causes.append('bfloat16 (try config.precision.softmax=float32)')
+    causes.append('broken examples: values outside the expected range')
+    advice = 'There is no checkpoint yet: start anew with other settings.'
+    if kept := self.checkpoints.steps():
+      advice = (
+        f'The checkpoint of step {kept[-1]:,} is intact. To go on from its '
+        'parameters with other settings, start a new run with '
+        f'--config.init.workdir={self.workdir}.'
+      )
+    return (
+      f'At step {step:,} {what} is not finite. {advice}\nLikely causes:'
+      + ''.join(f'\n  - {cause}' for cause in causes)
+    )
 
   def log(self, step: int) -> None:
     """Writes and shows the figures of the steps since the last log."""
@@ -179,31 +245,35 @@ class _Loop:
     values['train/learning_rate'] = float(rate)
     figures = f'loss {values["train/loss"]:.4f}'
     if count:
-      self.speed = seconds / count
-      images = self.config.batch_size / self.speed
+      images = self.config.batch_size * count / seconds
       devices = self.run.mesh.devices
       values['speed/images_per_sec'] = images
       values['speed/images_per_sec_per_core'] = images / devices.size
       values['speed/data_wait'] = waited / seconds
       if peak := flops_lib.peak_flops(devices.flat[0]):
         values['speed/mfu'] = images / devices.size * self.flops / peak
-      left = (self.run.total_steps - step) * self.speed
+      left = (self.run.total_steps - step) * seconds / count
       figures += (
         f'  {images:,.0f} img/s  wait {waited / seconds:.0%}'
         f'  ETA {progress.spelled(left)}'
       )
+    if self.broken:
+      values['data/broken'] = len(self.broken)
     self.writer.write(step, values)
     self.bar.log(step, figures)
 
-  def steps(self, state: Any, start: int, stop: Callable[[], bool]) -> Any:
+  def steps(self, state: Any, start: int) -> Any:
     """Goes from `start` to the end; returns the final state."""
     total = self.run.total_steps
     with contextlib.closing(
       inputs_lib.train_batches(
-        self.config, self.run.inputs, self.run.mesh, start, self.bar.say
+        self.config, self.run.inputs, self.run.mesh, start, self.say_broken
       )
     ) as batches:
       for step in range(start + 1, total + 1):
+        if len(self.pending) > _AHEAD:
+          # Else the host would run away, and wait for data early, not late.
+          jax.block_until_ready(self.pending[-_AHEAD])
         asked = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - asked
@@ -216,10 +286,13 @@ class _Loop:
         else:
           self.clock.steps += 1
           self.clock.waited += waited
-        self.after_step(state, step, step == total)
-        if stop() and step < total:
+        try:
+          self.after_step(state, step, step == total)
+          if self.stop() and step < total:
+            raise Preempted(step)
+        except Preempted:
           self.save_now(state, step)
-          raise Preempted(step)
+          raise
     return state
 
   def after_step(self, state: Any, step: int, last: bool) -> None:
@@ -244,27 +317,34 @@ class _Loop:
     """Saves before a preemption, unless this step is saved already."""
     self.log(step)
     if step not in self.checkpoints.steps():
-      if self.config.checkpoint.best:
-        self.evaluate(state, step)
       self.save(state, step, wait=True)
+
+  def restore(self) -> tuple[Any, int]:
+    """Returns the state to go on from, or a new one, and its step."""
+    if self.checkpoints.steps():
+      _, meta, _ = self.checkpoints.load(('step',))
+      check_same_run(meta['config'], self.config, self.workdir)
+    restored = self.checkpoints.restore(self.run.state)
+    if restored is None:
+      return init_from.initial_state(self.run), 0
+    state, _, start = restored
+    return state, start
 
   def go(self) -> bool:
     """Trains to the end from wherever the run is; False if it was there."""
     with contextlib.ExitStack() as stack:
       stack.enter_context(self.checkpoints)
       stack.enter_context(jax.set_mesh(self.run.mesh))
-      restored = self.checkpoints.restore(self.run.state)
-      if restored is None:
-        state, start = init_from.initial_state(self.run), 0
-      else:
-        state, _, start = restored
-      if start >= self.run.total_steps:
+      state, start = self.restore()
+      finished = start >= self.run.total_steps
+      if finished and (self.workdir / 'report').exists():
         return False
+      _write_config(self.workdir, self.config)
       self.console.print(summary.of_plan(self.run))
       self.writer = stack.enter_context(
         contextlib.closing(MetricsWriter(self.workdir, start))
       )
-      stop = stack.enter_context(stop_requests())
+      self.stop = stack.enter_context(stop_requests())
       self.bar = stack.enter_context(
         contextlib.closing(
           progress.ProgressBar(self.console, start, self.run.total_steps)
@@ -272,40 +352,12 @@ class _Loop:
       )
       if start:
         self.bar.say(f'Going on from step {start:,}.')
-      state = self.steps(state, start, stop)
+      state = self.steps(state, start)
+      report.write(self.workdir)
       report.write_examples(
         self.workdir, self.run.task, state.evaluated, self.test_batches()
       )
     return True
-
-
-def _not_finite(step: int, row: dict, run: Run, checkpoints: Any) -> str:
-  """Says what happened, what is left and what usually causes it."""
-  rate = run.config.optimizer.learning_rate * float(run.schedule(step - 1))
-  kept = checkpoints.steps()
-  optimizer = run.config.optimizer
-  causes = [
-    f'a learning rate that is too high ({rate:.3g} at this step; peak '
-    f'{optimizer.learning_rate:.3g})',
-    'too short a warm-up (config.schedule.warmup)',
-  ]
-  if not optimizer.clip_norm:
-    causes.append('no clipping (config.optimizer.clip_norm=1.0)')
-  if 'bfloat16' in run.config.precision.to_dict().values():
-    causes.append('bfloat16 (try config.precision.softmax=float32)')
-  causes.append('broken examples: values outside the expected range')
-  return (
-    f'The loss of step {step:,} is {row["loss"]} (gradient norm '
-    f'{row["gradient_norm"]:.3g}). '
-    + (
-      f'The checkpoint of step {kept[-1]:,} is intact; start again to go on '
-      'from it with other settings.'
-      if kept
-      else 'There is no checkpoint yet.'
-    )
-    + '\nLikely causes:'
-    + ''.join(f'\n  - {cause}' for cause in causes)
-  )
 
 
 def train(run: Run, workdir: pathlib.Path, console: Console) -> None:
@@ -319,9 +371,7 @@ def train(run: Run, workdir: pathlib.Path, console: Console) -> None:
     Preempted: asked to stop; everything is saved.
     TrainingError: the loss is not finite.
   """
-  claim_workdir(workdir, run.config)
   if not _Loop(run, workdir, console).go():
     console.print(f'This run is finished: {run.total_steps:,} steps done.')
     return
-  report.write(workdir)
   console.print(summary.of_results(workdir, run))

@@ -7,6 +7,7 @@ layer of MLPs. What `pmap` did is `data` alone, the default.
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ RULES = (
   (r'.*/mlp/down/kernel', 'tensor@-2 fsdp'),
   (r'.*', 'fsdp'),
 )
+_WORD = rf'replicate|fsdp|({"|".join(AXES)})@-?[0-9]+'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,22 @@ def make(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
   )
 
 
+def _check_rule(how: Any) -> None:
+  """Raises ConfigError for a split that is not written as in RULES."""
+  words = how.split() if isinstance(how, str) else []
+  names = [word.partition('@')[0] for word in words]
+  if (
+    not words
+    or len(set(names)) < len(names)
+    or not all(re.fullmatch(_WORD, word) for word in words)
+  ):
+    raise ConfigError(
+      f'config.mesh.rules says {how!r}, expected words such as '
+      "'replicate', 'tensor@-1', 'fsdp@0', or 'fsdp' for any axis, each "
+      'axis of the mesh once.'
+    )
+
+
 def _split(
   path: str, shape: tuple[int, ...], how: str, mesh: Mesh, smallest: float
 ) -> PartitionSpec:
@@ -78,20 +96,27 @@ def _split(
   axes = [None] * len(shape)
   for word in how.split():
     name, _, at = word.partition('@')
-    if name == 'replicate' or name in AXES and mesh.shape[name] == 1:
+    if name == 'replicate':
       continue
-    if name not in AXES or (not at and name != 'fsdp'):
+    if at and not -len(shape) <= int(at) < len(shape):
       raise ConfigError(
-        f'config.mesh.rules says {how!r}, expected words such as '
-        "'replicate', 'tensor@-1', 'fsdp@0', or 'fsdp' for any axis."
+        f'{path} with shape {shape} has no axis {at}, which {word!r} of '
+        'config.mesh.rules splits.'
       )
     size = mesh.shape[name]
+    if size == 1:
+      continue
     if at:
       at = int(at)
-      if not -len(shape) <= at < len(shape) or shape[at] % size:
+      if shape[at] % size:
         raise ConfigError(
           f'{path} with shape {shape} cannot be split by {word!r} over '
           f'mesh.{name}={size}: {size} must divide that axis.'
+        )
+      if axes[at]:
+        raise ConfigError(
+          f'config.mesh.rules says {how!r}, which splits one axis of {path} '
+          f'with shape {shape} twice.'
         )
       axes[at] = name
     elif math.prod(shape) * 4 >= smallest * 2**20:
@@ -118,8 +143,10 @@ def state_sharding(state: Any, settings: Any, mesh: Mesh) -> Any:
     mesh: of the run.
   """
   params = rules.by_path(state.params)
-  own = tuple((pattern, how) for pattern, how in settings.rules)
+  own = tuple(settings.rules)
   rules.check(own, params, 'config.mesh.rules')
+  for _, how in own:
+    _check_rule(how)
   splits = {}
   for path, leaf in params.items():
     how = rules.first_match((*own, *RULES), path, 'replicate')

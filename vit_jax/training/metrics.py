@@ -1,6 +1,7 @@
 """The figures of a run: one JSON object a row, and TensorBoard events."""
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -43,7 +44,12 @@ class MetricsWriter:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one row."""
-    values = {name: float(value) for name, value in values.items()}
+    # NaN is not JSON, and there is nothing to draw.
+    values = {
+      name: float(value)
+      for name, value in values.items()
+      if math.isfinite(value)
+    }
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     self._file.flush()
     for name, value in values.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal
 
 import jax
@@ -23,7 +24,8 @@ class Settings:
   weight_decay: float = 0.0
   # times_learning_rate: each step takes lr * weight_decay off a weight, as
   # in the ViT paper, optax and torch. independent: it takes weight_decay
-  # off, times the schedule only, as in big_vision.
+  # off, times the schedule only, as in big_vision: neither the learning rate
+  # nor its rules change that.
   weight_decay_convention: Literal['times_learning_rate', 'independent'] = (
     'times_learning_rate'
   )
@@ -105,25 +107,18 @@ def decay_times_learning_rate(settings: Any) -> float:
 
 
 def check(settings: Any, params: Any) -> None:
-  """Raises ConfigError for settings that cannot be meant."""
-  if settings.learning_rate <= 0:
-    raise ConfigError(
-      f'config.optimizer.learning_rate is {settings.learning_rate}, expected '
-      'more than 0.'
-    )
-  if settings.accumulate < 1:
-    raise ConfigError(
-      f'config.optimizer.accumulate is {settings.accumulate}, expected 1 '
-      '(no accumulation) or more micro-batches.'
-    )
-  if not 0 <= settings.average < 1:
-    raise ConfigError(
-      f'config.optimizer.average is {settings.average}, expected a decay '
-      'such as 0.9999, or 0 for no average.'
-    )
+  """Raises ConfigError for rules that cannot be meant."""
   paths = rules.by_path(params)
   for name in ('learning_rate_rules', 'weight_decay_rules'):
-    rules.check(getattr(settings, name), paths, f'config.optimizer.{name}')
+    where, pairs = f'config.optimizer.{name}', getattr(settings, name)
+    rules.check(pairs, paths, where)
+    for pattern, factor in pairs:
+      is_number = isinstance(factor, int | float)
+      if not is_number or not 0 <= factor < math.inf:
+        raise ConfigError(
+          f'{where} gives {pattern!r} the factor {factor!r}, expected a '
+          'number: 0 or more.'
+        )
   freeze = tuple((pattern, True) for pattern in settings.freeze)
   rules.check(freeze, paths, 'config.optimizer.freeze')
 
@@ -163,14 +158,16 @@ def make(settings: Any, schedule, params: Any) -> optax.GradientTransformation:
   steps = [OPTIMIZERS[settings.name](**own)]
   if settings.clip_norm:
     steps.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+  changes = []
   if decay:
-    steps.append(optax.stateless(functools.partial(rules.map_by_path, decayed)))
+    changes.append(functools.partial(rules.map_by_path, decayed))
   if settings.learning_rate_rules:
-
-    def scale(updates, _):
-      return rules.map_by_path(at_own_rate, updates)
-
-    steps.append(optax.stateless(scale))
+    changes.append(
+      lambda updates, params: rules.map_by_path(at_own_rate, updates)
+    )
+  if settings.weight_decay_convention == 'independent':
+    changes.reverse()  # Rules of the learning rate do not scale the decay.
+  steps += map(optax.stateless, changes)
   steps.append(
     optax.scale_by_learning_rate(
       lambda step: settings.learning_rate * schedule(step)

@@ -47,7 +47,8 @@ def first_match(rules: Sequence[tuple[str, Any]], path: str, default: Any):
 def check(rules: Sequence, paths: Mapping[str, Any], where: str) -> None:
   """Raises ConfigError for a rule that is malformed or names no parameter."""
   for rule in rules:
-    if len(rule) != 2 or not isinstance(rule[0], str):
+    is_pair = isinstance(rule, (list, tuple)) and len(rule) == 2
+    if not is_pair or not isinstance(rule[0], str):
       raise config_lib.ConfigError(
         f'{where} has the rule {rule!r}; a rule is a pair of a regular '
         "expression and a value, such as ('head/.*', 10.0)."

@@ -6,6 +6,7 @@ planning, benchmarks, tests) uses the same functions on the same shapes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,11 +17,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax.config import ConfigError
+from vit_jax.config import ConfigError, Duration
+from vit_jax.training import checks, schema
 from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import optimizer as optimizer_lib
-from vit_jax.training import schema
 from vit_jax.training import state as state_lib
 from vit_jax.training import step as step_lib
 from vit_jax.training.schedule import SCHEDULES
@@ -56,15 +57,10 @@ class Run:
       for name, spec in self.task.batch_spec(self.config.batch_size).items()
     }
 
-  def steps(self, duration: config_lib.Duration) -> int:
+  def steps(self, duration: Duration) -> int:
     """Converts a duration of the configuration to steps, at least one."""
-    count = config_lib.to_steps(
-      duration,
-      batch_size=self.config.batch_size,
-      examples=self.inputs.train_examples,
-      total=self.total_steps,
-    )
-    return max(1, count)
+    to_steps = _to_steps(self.config, self.inputs, self.total_steps)
+    return max(1, to_steps(duration))
 
   def init(self) -> state_lib.State:
     """Allocates the state before the first step, already on its devices."""
@@ -72,13 +68,25 @@ class Run:
     return jax.jit(self._create, out_shardings=sharding)()
 
   def _create(self) -> state_lib.State:
-    return _create_state(self.config, self.task, self.optimizer)
+    key = state_lib.random_key(self.config.seed)
+    params = self.task.init(jax.random.fold_in(key, 0xFFFFFFFF))['params']
+    return _create_state(self.config, self.optimizer, params, key)
 
 
-def _create_state(config, task, optimizer) -> state_lib.State:
-  key = state_lib.random_key(config.seed)
-  params = task.init(jax.random.fold_in(key, 0xFFFFFFFF))['params']
+def _create_state(config, optimizer, params, key) -> state_lib.State:
   return state_lib.create(params, optimizer, key, config.optimizer.average > 0)
+
+
+def _to_steps(
+  config: Any, inputs: inputs_lib.Inputs, total: int | None
+) -> Callable[[Duration], int]:
+  """Returns what converts durations; `total` is what '%' is a share of."""
+  return functools.partial(
+    config_lib.to_steps,
+    batch_size=config.batch_size,
+    examples=inputs.train_examples,
+    total=total,
+  )
 
 
 def make_task(
@@ -105,26 +113,6 @@ def make_task(
     raise ConfigError(f'config.model or config.task: {error}') from error
 
 
-def _check_batches(config: Any, mesh: Mesh) -> None:
-  """Raises ConfigError if batches cannot be split over the devices."""
-  shards = mesh_lib.batch_shards(mesh)
-  parts = shards * config.optimizer.accumulate
-  if config.batch_size < 1 or config.batch_size % parts:
-    micro = config.optimizer.accumulate
-    raise ConfigError(
-      f'config.batch_size is {config.batch_size}, which cannot be split over '
-      f'{shards} devices'
-      + (f' and {micro} micro-batches' if micro > 1 else '')
-      + f': use a multiple of {parts}.'
-    )
-  evaluated = config.eval.batch_size
-  if evaluated is not None and (evaluated < 1 or evaluated % shards):
-    raise ConfigError(
-      f'config.eval.batch_size is {evaluated}, which cannot be split over '
-      f'{shards} devices: use a multiple of {shards}.'
-    )
-
-
 def abstract_params(task: Any, mesh: Mesh, key: jax.Array) -> Any:
   """Returns the shapes of the parameters."""
   try:
@@ -132,6 +120,35 @@ def abstract_params(task: Any, mesh: Mesh, key: jax.Array) -> Any:
       return jax.eval_shape(task.init, key)['params']
   except ValueError as error:
     raise ConfigError(f'config.model: {error}') from error
+
+
+def _schedule(
+  config: Any, inputs: inputs_lib.Inputs
+) -> tuple[int, Callable[[Any], Any]]:
+  """Returns the length of the run in steps, and its schedule."""
+  total = _to_steps(config, inputs, None)(config.total)
+  if total < 1:
+    raise ConfigError(
+      f'config.total is {config.total!r}, which is less than one step of '
+      f'{config.batch_size} examples.'
+    )
+  own = {k: v for k, v in config.schedule.items() if k != 'name'}
+  to_steps = _to_steps(config, inputs, total)
+  return total, SCHEDULES[config.schedule.name](total, to_steps, **own)
+
+
+def _check_traces(run: Run) -> None:
+  """Traces what the run will call, which finds shapes that do not fit.
+
+  The trace of a step is kept: the first call does not trace again.
+  """
+  try:
+    with jax.set_mesh(run.mesh):
+      run.train_step.eval_shape(run.state, run.batch)
+      metrics = jax.eval_shape(run.task.metrics, run.state.evaluated, run.batch)
+  except (TypeError, ValueError) as error:
+    raise ConfigError(f'config.model or config.task: {error}') from error
+  checks.check_best(run.config.checkpoint.best, metrics)
 
 
 def prepare(
@@ -150,34 +167,20 @@ def prepare(
   Raises:
     ConfigError: for whatever would not work.
   """
+  checks.check_values(config)
   mesh = mesh_lib.make(config.mesh, devices)
-  _check_batches(config, mesh)
+  checks.check_batches(config, mesh)
   inputs = inputs_lib.open_inputs(config, planned)
   task = make_task(config, inputs.class_names, inputs.image_shape)
-
-  def to_steps(duration, total=None):
-    return config_lib.to_steps(
-      duration,
-      batch_size=config.batch_size,
-      examples=inputs.train_examples,
-      total=total,
-    )
-
-  total = to_steps(config.total)
-  if total < 1:
-    raise ConfigError(
-      f'config.total is {config.total!r}, which is less than one step of '
-      f'{config.batch_size} examples.'
-    )
-  own = {k: v for k, v in config.schedule.items() if k != 'name'}
-  schedule = SCHEDULES[config.schedule.name](
-    total, lambda duration: to_steps(duration, total), **own
-  )
+  total, schedule = _schedule(config, inputs)
   key = jax.eval_shape(lambda: state_lib.random_key(config.seed))
   params = abstract_params(task, mesh, key)
   optimizer_lib.check(config.optimizer, params)
+  checks.check_init(config.init, params)
   optimizer = optimizer_lib.make(config.optimizer, schedule, params)
-  shapes = jax.eval_shape(lambda: _create_state(config, task, optimizer))
+  shapes = jax.eval_shape(
+    functools.partial(_create_state, config, optimizer), params, key
+  )
   sharding = mesh_lib.state_sharding(shapes, config.mesh, mesh)
   state = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
@@ -192,6 +195,8 @@ def prepare(
     in_shardings=(sharding, mesh_lib.batch_sharding(mesh)),
     out_shardings=(sharding, None),
   )
-  return Run(
+  run = Run(
     config, inputs, mesh, task, schedule, optimizer, total, state, train_step
   )
+  _check_traces(run)
+  return run

@@ -86,6 +86,11 @@ def rsqrt(
   cooled down at any point.
   """
   cooldown_steps, scale = to_steps(cooldown), to_steps(timescale)
+  if scale < 1:
+    raise ConfigError(
+      f'config.schedule.timescale is {timescale!r}, less than one step; '
+      "expected more, such as '10000steps'."
+    )
 
   def decay(progress, after):
     factor = (1 + after / scale) ** -0.5

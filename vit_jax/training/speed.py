@@ -6,7 +6,7 @@ Each measurement is of the very functions that training uses.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,12 @@ import numpy as np
 from vit_jax.data import pipeline
 from vit_jax.training import flops as flops_lib
 from vit_jax.training import mesh as mesh_lib
+from vit_jax.training import state as state_lib
 from vit_jax.training.run import Run
+
+# Batches that each reader of the pipeline may have made before it is asked:
+# two in its buffer, one being made, one in the queue and one on its way.
+_HELD = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,26 +30,33 @@ class Timing:
 
   Attributes:
     first: of the first call, compilation included.
-    p50: median of the others.
-    p95: what 95 % of the others stay under.
+    others: of each of the others that are timed.
   """
 
   first: float
-  p50: float
-  p95: float
+  others: tuple[float, ...]
+
+  @property
+  def p50(self) -> float:
+    """Median of the others."""
+    return float(np.median(self.others))
+
+  @property
+  def p95(self) -> float:
+    """What 95 % of the others stay under."""
+    return float(np.quantile(self.others, 0.95))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  call()
+  return time.perf_counter() - start
 
 
 def _time(call: Callable[[], Any], repeats: int) -> Timing:
   """Times `call`, which has to wait for its own result."""
-  seconds = []
-  for _ in range(repeats + 1):
-    start = time.perf_counter()
-    call()
-    seconds.append(time.perf_counter() - start)
-  first, *others = seconds
-  return Timing(
-    first, float(np.median(others)), float(np.quantile(others, 0.95))
-  )
+  first = _seconds(call)
+  return Timing(first, tuple(_seconds(call) for _ in range(repeats)))
 
 
 def _random_batch(run: Run, size: int) -> dict[str, jax.Array]:
@@ -59,10 +71,22 @@ def _random_batch(run: Run, size: int) -> dict[str, jax.Array]:
   return mesh_lib.to_mesh(batch, run.mesh)
 
 
+def _params(run: Run) -> Any:
+  """Allocates parameters, and nothing else of a state, on the devices."""
+  sharding = jax.tree.map(lambda leaf: leaf.sharding, run.state.params)
+
+  def init():
+    return run.task.init(state_lib.random_key(run.config.seed))['params']
+
+  return jax.block_until_ready(jax.jit(init, out_shardings=sharding)())
+
+
 def step(run: Run, repeats: int) -> dict[str, float]:
   """Measures training steps on a batch that is already on the devices."""
+  start = time.perf_counter()
   batch = _random_batch(run, run.config.batch_size)
-  state = run.init()
+  state = jax.block_until_ready(run.init())
+  initialised = time.perf_counter() - start
 
   def call():
     nonlocal state
@@ -71,14 +95,15 @@ def step(run: Run, repeats: int) -> dict[str, float]:
 
   timing = _time(call, repeats)
   work = flops_lib.training_flops(run.task, run.state.params)
-  return _speed(run, timing, run.config.batch_size, work)
+  result = _speed(run, timing, run.config.batch_size, work)
+  return {**result, 'initialisation, s': initialised}
 
 
 def inference(run: Run, repeats: int) -> dict[str, float]:
   """Measures the model's predictions, at the batch size of evaluation."""
   size = run.config.eval.batch_size or run.config.batch_size
   image = _random_batch(run, size)['image']
-  variables = jax.block_until_ready(run.init()).evaluated
+  variables = {'params': _params(run)}
   predict = jax.jit(run.task.predict)
   timing = _time(
     lambda: jax.block_until_ready(predict(variables, image)), repeats
@@ -106,8 +131,14 @@ def _speed(run: Run, timing: Timing, size: int, work: int) -> dict[str, float]:
 
 
 def data(run: Run, repeats: int) -> dict[str, float]:
-  """Measures reading and preparing training batches, without any model."""
+  """Measures reading and preparing training batches, without any model.
+
+  Worker processes deliver in turn, several batches at once, so the rate is
+  that of all timed batches together: `repeats`, rounded up to full turns.
+  """
   config = run.config
+  readers = max(1, config.data.workers)
+  count = -(-repeats // readers) * readers
   with contextlib.closing(
     pipeline.train_batches(
       run.inputs.source['train'],
@@ -118,21 +149,37 @@ def data(run: Run, repeats: int) -> dict[str, float]:
       max_broken=config.data.max_broken,
     )
   ) as batches:
-    processor = time.process_time()
-    timing = _time(lambda: next(batches), repeats)
-    processor = time.process_time() - processor
-  seconds = timing.p50
+    timing, processor = _drained(batches, _HELD * readers, count)
+  images = config.batch_size * count
   result = {
-    'images/s': config.batch_size / seconds,
-    'batch p50, ms': seconds * 1e3,
+    'images/s': images / sum(timing.others),
+    'batch p50, ms': timing.p50 * 1e3,
     'batch p95, ms': timing.p95 * 1e3,
     'first batch, s': timing.first,
   }
   if not config.data.workers:
     # The time of worker processes is not this one's.
-    images = config.batch_size * (repeats + 1)
     result['images per core-second'] = images / processor
   return result
+
+
+def _drained(batches: Iterator, held: int, count: int) -> tuple[Timing, float]:
+  """Times batches as fast as they are made.
+
+  Args:
+    batches: to take from.
+    held: so many that may be waiting are taken before the timed ones.
+    count: of timed ones.
+
+  Returns:
+    Seconds of each batch, and processor seconds of the timed ones.
+  """
+  first = _seconds(lambda: next(batches))
+  for _ in range(held):
+    next(batches)
+  processor = time.process_time()
+  others = tuple(_seconds(lambda: next(batches)) for _ in range(count))
+  return Timing(first, others), time.process_time() - processor
 
 
 MEASUREMENTS = {'step': step, 'inference': inference, 'data': data}

@@ -10,9 +10,8 @@ from rich.console import Group
 from rich.table import Table
 
 from vit_jax.models.vit import count_parameters
-from vit_jax.training import flops, metrics, rules
+from vit_jax.training import flops, metrics, progress, rules
 from vit_jax.training import optimizer as optimizer_lib
-from vit_jax.training.progress import spelled
 
 
 def _table(title: str) -> Table:
@@ -69,7 +68,8 @@ def of_plan(run: Any) -> Group:
   what.add_row(
     'data',
     f'{config.data.train.source} {config.data.train.split}: '
-    f'{data.train_examples:,} examples, {len(data.class_names):,} classes',
+    f'{data.train_examples:,} examples, {len(data.class_names):,} classes'
+    + (' (as expected; not opened)' if data.planned else ''),
   )
   shape = ' x '.join(map(str, run.batch['image'].shape))
   what.add_row('batch', f'{shape} {run.batch["image"].dtype}')
@@ -121,14 +121,15 @@ def of_results(workdir: pathlib.Path, run: Any) -> Table:
       table.add_row(key, f'{value:,.0f}' if counted else f'{value:.4f}')
   if 'train/loss' in last:
     table.add_row('train/loss', f'{last["train/loss"]:.4f}')
-  rates = [
-    row['speed/images_per_sec'] for row in rows if 'speed/data_wait' in row
-  ]
-  if rates:
-    rate = float(np.median(rates))
-    table.add_row('images/s', f'{rate:,.0f} (median)')
-    seconds = run.total_steps * run.config.batch_size / rate
-    table.add_row('training time', spelled(seconds))
+  timed = [row for row in rows if 'speed/images_per_sec' in row]
+  if timed:
+    rates = np.asarray([row['speed/images_per_sec'] for row in timed])
+    steps = np.diff([0, *(row['step'] for row in timed)])
+    seconds = (steps * run.config.batch_size / rates).sum()
+    table.add_row('images/s', f'{np.median(rates):,.0f} (median)')
+    table.add_row('training time', progress.spelled(seconds))
+  if 'data/broken' in last:
+    table.add_row('broken records', f'{last["data/broken"]:,.0f}')
   table.add_row('plots', f'{workdir}/report/')
   return table
 

@@ -1,0 +1,108 @@
+"""Values of a configuration that cannot work, found before it allocates.
+
+What only one part can judge, that part checks; here is what a number may be,
+and what has to fit between sections.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from vit_jax.config import ConfigError, amount, did_you_mean
+from vit_jax.training import mesh as mesh_lib
+from vit_jax.training import rules
+
+_COUNT = ('1 or more', lambda x: x >= 1)
+_NOT_NEGATIVE = ('0 or more', lambda x: 0 <= x < math.inf)
+_POSITIVE = ('more than 0', lambda x: 0 < x < math.inf)
+_SHARE = ('0 or more, and less than 1', lambda x: 0 <= x < 1)
+# What numbers may be, by the path of their key.
+_RANGES = {
+  'seed': ('0 to 2**32 - 1', lambda x: 0 <= x < 2**32),
+  'batch_size': _COUNT,
+  'data.workers': _NOT_NEGATIVE,
+  'data.max_broken': _SHARE,
+  'checkpoint.keep': _COUNT,
+  'mesh.fsdp_minimum_mib': _NOT_NEGATIVE,
+  'optimizer.accumulate': _COUNT,
+  'optimizer.average': _SHARE,
+  'optimizer.b1': _SHARE,
+  'optimizer.b2': _SHARE,
+  'optimizer.b2_cap': _SHARE,
+  'optimizer.clip_norm': _NOT_NEGATIVE,
+  'optimizer.decay_exponent': _POSITIVE,
+  'optimizer.epsilon': _POSITIVE,
+  'optimizer.learning_rate': _POSITIVE,
+  'optimizer.momentum': _SHARE,
+  'optimizer.weight_decay': _NOT_NEGATIVE,
+  'schedule.final': _NOT_NEGATIVE,
+}
+
+
+def check_values(config: Any) -> None:
+  """Raises ConfigError for a number or a length that cannot be meant."""
+  for path, (expected, holds) in _RANGES.items():
+    *sections, name = path.split('.')
+    section = config[sections[0]] if sections else config
+    if name in section and not holds(section[name]):
+      raise ConfigError(
+        f'config.{path} is {section[name]}, expected {expected}.'
+      )
+  intervals = {
+    'log_every': config.log_every,
+    'eval.every': config.eval.every,
+    'checkpoint.every': config.checkpoint.every,
+  }
+  for path, every in intervals.items():
+    if not amount(every)[0]:
+      raise ConfigError(
+        f'config.{path} is {every!r}, expected more than 0. For once, at the '
+        "end, write '100%'."
+      )
+
+
+def check_batches(config: Any, mesh: Mesh) -> None:
+  """Raises ConfigError if batches cannot be split over the devices."""
+  shards = mesh_lib.batch_shards(mesh)
+  micro = config.optimizer.accumulate
+  parts = shards * micro
+  if config.batch_size % parts:
+    raise ConfigError(
+      f'config.batch_size is {config.batch_size}, which cannot be split over '
+      f'{shards} devices'
+      + (f' and {micro} micro-batches' if micro > 1 else '')
+      + f': use a multiple of {parts}.'
+    )
+  evaluated = config.eval.batch_size
+  if evaluated is not None and (evaluated < 1 or evaluated % shards):
+    raise ConfigError(
+      f'config.eval.batch_size is {evaluated}, which cannot be split over '
+      f'{shards} devices: use a multiple of {shards}.'
+    )
+
+
+def check_best(best: str, metrics: Iterable[str]) -> None:
+  """Raises ConfigError if `config.checkpoint.best` is never measured."""
+  known = [f'test/{name}' for name in metrics]
+  if best and best not in known:
+    raise ConfigError(
+      f'config.checkpoint.best is {best!r}, which evaluation does not measure.'
+      f'{did_you_mean(best, known)}'
+    )
+
+
+def check_init(init: Any, params: Any) -> None:
+  """Raises ConfigError if `config.init` names what there is not.
+
+  Whether its workdir holds a run is seen when a run starts: one that goes on
+  from a checkpoint of its own no longer needs it.
+  """
+  if init.fresh and not init.workdir:
+    raise ConfigError(
+      f'config.init.fresh is {init.fresh}, but every parameter starts fresh '
+      'without config.init.workdir. Name the workdir of the run to start from.'
+    )
+  fresh = tuple((pattern, True) for pattern in init.fresh)
+  rules.check(fresh, rules.by_path(params), 'config.init.fresh')
