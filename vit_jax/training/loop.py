@@ -166,7 +166,8 @@ class _Loop:
 
     def batches():
       for batch in self.test_batches():
-        if self.stop():
+        # At the end little is left to do: it is done, not left undone.
+        if self.stop() and step < self.run.total_steps:
           raise Preempted(step)
         yield batch
 

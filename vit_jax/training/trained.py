@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError
+from vit_jax.training import checks, rules, schema
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import rules, schema
 from vit_jax.training import run as run_lib
 from vit_jax.training import state as state_lib
 from vit_jax.training.checkpoint import Checkpoints
@@ -74,6 +74,7 @@ def load(
     raise ConfigError(str(error)) from error
   config = config_lib.resolve(meta['config'], overrides, schema.SCHEMA)
   _check_overrides(overrides)
+  checks.check_values(config)
   task = run_lib.make_task(config, meta['class_names'], meta['image_shape'])
   mesh = _make_mesh(config.mesh, overrides)
   _check_fit(params, task, mesh)
