@@ -64,6 +64,7 @@ class ProgressBar:
 
   def __init__(self, console: Console, start: int, total: int):
     self._console = console
+    self._start = start
     self._total = total
     self._width = len(f'{total:,}')
     self._bar = None
@@ -83,7 +84,8 @@ class ProgressBar:
   def step(self, step: int) -> None:
     """Says that a step is done."""
     if self._bar:
-      self._bar.update(self._id, completed=step)
+      compiled = {'figures': ''} if step == self._start + 1 else {}
+      self._bar.update(self._id, completed=step, **compiled)
 
   def log(self, step: int, figures: str) -> None:
     """Shows the figures of the steps up to `step`."""
