@@ -12,6 +12,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -19,6 +20,8 @@ from rich.console import Console
 from vit_jax.config import ConfigError
 from vit_jax.training import checkpoint, loop, metrics, rules
 from vit_jax.training import run as run_lib
+from vit_jax.training import state as state_lib
+from vit_jax.training import step as step_lib
 
 QUIET = Console(quiet=True)
 
@@ -169,6 +172,35 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(
   assert f'step {kept} is intact' in text
   assert kept == step - 1
   assert all(np.isfinite(value).all() for value in state.values())
+
+
+def test_parameters_that_are_not_finite_are_not_saved(
+  tiny, tmp_path, monkeypatch
+):
+  create = state_lib.create
+
+  def poisoned(params, *args):
+    # Neither loss nor gradient norm shows it.
+    state = create(params, *args)
+    average = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    return state.replace(average=average)
+
+  monkeypatch.setattr(state_lib, 'create', poisoned)
+  monkeypatch.setattr(
+    step_lib, '_moved_average', lambda average, *unused: average
+  )
+  with pytest.raises(loop.TrainingError, match='a parameter or moment'):
+    train(tiny('checkpoint.every=1steps', 'eval.every=12steps'), tmp_path)
+  assert not checkpoint.Checkpoints(tmp_path / 'checkpoints').steps()
+
+
+def test_every_step_has_a_key_of_its_own():
+  data = jax.random.key_data(state_lib.random_key(0))
+  other = jax.random.key_data(state_lib.random_key(1))
+  keys = [
+    state_lib.step_key(seed, step) for seed in (data, other) for step in (0, 1)
+  ]
+  assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
 
 
 def test_starts_from_the_parameters_of_another_run(tiny, tmp_path):
