@@ -110,11 +110,12 @@ class Linear(nn.Module):
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     bias = bias.astype(self.dtype)
     if on_cpu():
-      # One product of two matrices is 1.4 times as fast in training.
+      # One product of two matrices is the fastest there.
       batch = x.shape[: x.ndim - len(self.inputs)]
       x = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, fan_out)
       return (x + bias.reshape(fan_out)).reshape(*batch, *self.outputs)
-    # Reshaping would cost a TPU a quarter: it stores [length, width] in tiles.
+    # Reshaping would cost a TPU a quarter more cycles, by its compiler's own
+    # estimate for a v3-8: it stores [length, width] in tiles.
     axes = tuple(range(-len(self.inputs), 0))
     return jnp.tensordot(x, kernel, (axes, tuple(range(len(axes))))) + bias
 

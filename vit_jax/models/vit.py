@@ -62,7 +62,7 @@ class PatchEmbedding(nn.Module):
   """Cuts an image into patches and maps each to a token.
 
   The same function as a convolution with stride `patch_size`, computed as a
-  matrix product, which is faster in the backward pass.
+  matrix product.
   """
 
   patch_size: int
