@@ -1,5 +1,7 @@
 """Position embeddings of a grid of patches (ViT, arXiv:2010.11929, D.4)."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,3 +78,67 @@ class SinCos2d(nn.Module):
     table = sincos_2d(self.grid, x.shape[-1])
     before = x.shape[1] - table.shape[1]
     return jnp.asarray(np.pad(table, ((0, 0), (before, 0), (0, 0))))
+
+
+def resize(
+  embedding: np.ndarray,
+  old_grid: tuple[int, int],
+  new_grid: tuple[int, int],
+  method: Literal['align_corners', 'half_pixel'] = 'align_corners',
+) -> np.ndarray:
+  """Interpolates learned position embeddings linearly to another grid.
+
+  Args:
+    embedding: [1, tokens, width]; tokens before the grid (the class token)
+      are kept.
+    old_grid: rows and columns that the embedding is of.
+    new_grid: rows and columns that it should be of.
+    method: 'align_corners' keeps the corners of the grid where they are, as
+      the released fine-tuning code does (ViT, section 3.2); 'half_pixel' the
+      outer edges of the patches, as resizing of images does.
+
+  Returns:
+    float32 [1, tokens, width], with the tokens of the new grid.
+
+  Raises:
+    ValueError: the embedding is not of `old_grid`, or there is no such method.
+  """
+  weights = {'align_corners': _align_corners, 'half_pixel': _half_pixel}
+  if method not in weights:
+    raise ValueError(
+      f'There is no method {method!r}. Known: {", ".join(weights)}.'
+    )
+  embedding = np.asarray(embedding)
+  before = embedding.shape[1] - old_grid[0] * old_grid[1]
+  if before not in (0, 1) or min(*old_grid, *new_grid) < 1:
+    raise ValueError(
+      f'Position embeddings of {embedding.shape[1]} tokens cannot be resized '
+      f'from {old_grid[0]}x{old_grid[1]} to {new_grid[0]}x{new_grid[1]}: '
+      f'expected {old_grid[0]} times {old_grid[1]}, or one more (the class '
+      'token).'
+    )
+  rows, columns = (
+    weights[method](old, new) for old, new in zip(old_grid, new_grid)
+  )
+  table = embedding[0, before:].reshape(*old_grid, -1)
+  table = np.einsum('ai,bj,ijd->abd', rows, columns, table, optimize=True)
+  table = table.reshape(1, new_grid[0] * new_grid[1], -1)
+  return np.concatenate(
+    [embedding[:, :before], table.astype(np.float32)], axis=1, dtype=np.float32
+  )
+
+
+def _align_corners(old: int, new: int) -> np.ndarray:
+  """Returns the weights of linear interpolation, float64 [new, old]."""
+  return _linear(np.linspace(0, old - 1, new), old)
+
+
+def _half_pixel(old: int, new: int) -> np.ndarray:
+  """Returns the weights of linear interpolation, float64 [new, old]."""
+  return _linear((np.arange(new) + 0.5) * old / new - 0.5, old)
+
+
+def _linear(at: np.ndarray, length: int) -> np.ndarray:
+  """Returns how much each of `length` points has of the values at `at`."""
+  at = np.clip(at, 0, length - 1)[:, None]
+  return np.maximum(0, 1 - np.abs(at - np.arange(length)))

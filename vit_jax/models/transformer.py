@@ -206,13 +206,18 @@ class Mlp(nn.Module):
   activation: str = 'gelu_tanh'
   dropout: float = 0.0
   deterministic: bool = True
+  kernel_init: Callable = nn.initializers.xavier_uniform()
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Maps [..., width] to [..., width]."""
     width = x.shape[-1]
-    linear = dict(bias_init=nn.initializers.normal(1e-6), dtype=self.dtype)
+    linear = dict(
+      kernel_init=self.kernel_init,
+      bias_init=nn.initializers.normal(1e-6),
+      dtype=self.dtype,
+    )
     x = Linear((width,), (self.hidden,), name='up', **linear)(x)
     x = ACTIVATIONS[self.activation](x)
     x = nn.Dropout(self.dropout, deterministic=self.deterministic)(x)

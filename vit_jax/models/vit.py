@@ -2,7 +2,8 @@
 
 An image is cut into patches, each patch becomes a token by one matrix
 product, position embeddings say where it was, a transformer mixes the tokens
-and a linear head reads the class from the pooled result.
+and a linear head reads the class from the pooled result. In a hybrid
+(section 3.1) the patches are those of a ResNet's feature map.
 """
 
 import functools
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import position, transformer
+from vit_jax.models import heads, position, resnet, transformer, variants
+from vit_jax.models.patches import PatchEmbedding
 
 Array = jax.Array
 
@@ -47,84 +49,40 @@ VARIANTS = {
 }
 
 
-def variant(name: str) -> dict[str, int]:
-  """Returns the sizes of a variant such as 'B/16', by the fields of ViT."""
-  size, _, patch = name.partition('/')
-  if size not in VARIANTS or not patch.isdecimal() or not int(patch):
+# ResNet and patch size of the hybrids: the units of each stage, and the patch
+# size on the feature map. The third stage of R50/16 has the units of the fourth
+# as well. R/16 is only the root, and its tokens are 32 pixels apart in spite of
+# its released name: the root's 4 times 8.
+BACKBONES = {
+  'R50/16': ((3, 4, 9), 1),
+  'R50/32': ((3, 4, 6, 3), 1),
+  'R26/32': ((2, 2, 2, 2), 1),
+  'R/16': ((), 8),
+}
+
+
+def variant(name: str) -> dict[str, Any]:
+  """Returns the sizes of a variant, by the fields of ViT.
+
+  Args:
+    name: size and patch size, such as 'B/16', or those of a hybrid, such as
+      'R50+B/16'.
+  """
+  resnet_name, plus, rest = name.rpartition('+')
+  if not plus:
+    sizes = variants.size_and_patch('ViT', name, VARIANTS)
+    return {**sizes, 'backbone_stages': None}
+  size, _, patch = rest.partition('/')
+  backbone = f'{resnet_name}/{patch}'
+  if size not in VARIANTS or backbone not in BACKBONES:
     raise ValueError(
-      f'{name!r} is not a ViT variant. Expected a size and a patch size, '
-      f'such as B/16; sizes: {", ".join(VARIANTS)}.'
+      f'{name!r} is not a hybrid. Expected a ResNet, a size and a patch size, '
+      f'such as R50+B/16; ResNets with their patch sizes: '
+      f'{", ".join(BACKBONES)}; sizes: {", ".join(VARIANTS)}.'
     )
-  return {**VARIANTS[size]._asdict(), 'patch_size': int(patch)}
-
-
-class PatchEmbedding(nn.Module):
-  """Cuts an image into patches and maps each to a token.
-
-  The same function as a convolution with stride `patch_size`, computed as a
-  matrix product.
-  """
-
-  patch_size: int
-  width: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, image: Array) -> Array:
-    """Maps [batch, height, width, channels] to [batch, rows, columns, D]."""
-    size, (batch, height, width, channels) = self.patch_size, image.shape
-    if height % size or width % size:
-      raise ValueError(
-        f'Patches of {size}x{size} pixels do not divide an image of '
-        f'{height}x{width}. Resize the images to multiples of {size}, or '
-        'choose another patch size.'
-      )
-    # The released kernels are those of a convolution: [P, P, channels, D].
-    kernel = self.param(
-      'kernel',
-      nn.initializers.lecun_normal(),
-      (size, size, channels, self.width),
-    )
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
-    rows, columns = height // size, width // size
-    x = image.astype(self.dtype)
-    x = x.reshape(batch, rows, size, columns, size, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, -1)
-    kernel = kernel.reshape(-1, self.width).astype(self.dtype)
-    x = x @ kernel + bias.astype(self.dtype)
-    return x.reshape(batch, rows, columns, self.width)
-
-
-class AttentionPooling(nn.Module):
-  """Pools tokens by attention from one learned probe ("MAP head").
-
-  Multihead attention pooling (Zhai et al., arXiv:2106.04560, section 3.2).
-  """
-
-  num_heads: int
-  mlp_dim: int
-  activation: str
-  norm_epsilon: float
-  dtype: Any
-  softmax_dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Maps [batch, length, width] to [batch, width]."""
-    width = x.shape[-1]
-    probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, width))
-    probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
-    x, _ = transformer.Attention(
-      self.num_heads,
-      dtype=self.dtype,
-      softmax_dtype=self.softmax_dtype,
-      name='attention',
-    )(probe, x)
-    y = transformer.LayerNorm(self.norm_epsilon, self.dtype, name='norm')(x)
-    y = transformer.Mlp(
-      self.mlp_dim, self.activation, dtype=self.dtype, name='mlp'
-    )(y)
-    return (x + y)[:, 0]
+  stages, kernel = BACKBONES[backbone]
+  sizes = VARIANTS[size]._asdict()
+  return {**sizes, 'patch_size': kernel, 'backbone_stages': stages}
 
 
 class ViT(nn.Module):
@@ -136,13 +94,19 @@ class ViT(nn.Module):
 
   # Length of the output; 0 gives the pooled features instead.
   num_classes: int = 0
-  # Size and patch size by name: 'Ti/16', 'B/32', ...; see VARIANTS.
+  # By name: 'Ti/16', 'B/32', 'R50+B/16', ...; see VARIANTS and BACKBONES.
   variant: str | None = None
+  # In pixels; of a hybrid, in positions of the ResNet's feature map.
   patch_size: int | None = None
   width: int | None = None
   depth: int | None = None
   mlp_dim: int | None = None
   num_heads: int | None = None
+  # Makes a hybrid: the units of each stage of its ResNet, such as (3, 4, 6, 3),
+  # or () for the root alone.
+  backbone_stages: tuple | None = None
+  # Multiplies the ResNet's channels; its root has 64.
+  backbone_width_factor: float = 1.0
   # How tokens become one vector: the class token's output, the mean over
   # patches, attention from a probe, or not at all (a prediction a token).
   pooling: Literal['token', 'gap', 'map', 'none'] = 'token'
@@ -172,20 +136,12 @@ class ViT(nn.Module):
   softmax_dtype: Any = jnp.float32
 
   @property
-  def sizes(self) -> dict[str, int]:
+  def sizes(self) -> dict[str, Any]:
     """The sizes of the variant, and those given in its place."""
-    names = (*Size._fields, 'patch_size')
-    sizes = variant(self.variant) if self.variant else {}
-    given = {name: getattr(self, name) for name in names}
-    sizes |= {name: size for name, size in given.items() if size is not None}
-    if missing := [name for name in names if name not in sizes]:
-      raise ValueError(
-        f'The size of this ViT is not known: give variant, such as '
-        f"'B/16', or {', '.join(missing)}."
-      )
-    for name, size in sizes.items():
-      if size < 1:
-        raise ValueError(f'{name} is {size}, expected 1 or more.')
+    names = (*Size._fields, 'patch_size', 'backbone_stages')
+    named = variant(self.variant) if self.variant else {'backbone_stages': None}
+    fields = {name: getattr(self, name) for name in names}
+    sizes = variants.with_fields('ViT', named, fields)
     if sizes['width'] % sizes['num_heads']:
       raise ValueError(
         f'A width of {sizes["width"]} cannot be shared by '
@@ -246,9 +202,10 @@ class ViT(nn.Module):
     Returns:
       Logits [batch, num_classes] ([batch, patches, num_classes] without
       pooling) in float32, or the pooled features where `num_classes` is 0;
-      and a dict of intermediates, among them `patches`, `tokens`,
-      `blocks` (a dict a block, attention weights included), `encoded` and
-      `pooled`. Under `jit` those that are not used cost nothing.
+      and a dict of intermediates, among them `backbone` (of a hybrid: its
+      root and each stage), `patches`, `tokens`, `blocks` (a dict a block,
+      attention weights included), `encoded` and `pooled`. Under `jit` those
+      that are not used cost nothing.
 
     Raises:
       ValueError: sizes, rates or options that cannot work, or not together.
@@ -257,6 +214,8 @@ class ViT(nn.Module):
     sizes = self.sizes
     batch, width = image.shape[0], sizes['width']
     out = {}
+    if sizes['backbone_stages'] is not None:
+      image, out['backbone'] = self._features(image, sizes)
     x = PatchEmbedding(
       sizes['patch_size'], width, self.dtype, name='embedding'
     )(image)
@@ -308,16 +267,29 @@ class ViT(nn.Module):
       )(x)
       out['pre_logits'] = x = nn.tanh(x)
     if self.num_classes:
-      # In float32: the loss is sensitive, and the head is small.
-      x = transformer.Linear(
-        x.shape[-1:],
-        (self.num_classes,),
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias),
-        name='head',
-      )(x)
+      x = heads.classifier(x.shape[-1], self.num_classes, self.head_bias)(x)
       out['logits'] = x
     return x, out
+
+  def _features(
+    self, image: Array, sizes: dict[str, Any]
+  ) -> tuple[Array, dict[str, Array]]:
+    """Maps images to the feature map that a hybrid cuts into patches."""
+    stages, (height, width) = sizes['backbone_stages'], image.shape[1:3]
+    stride = resnet.stride(stages) * sizes['patch_size']
+    if height % stride or width % stride:
+      raise ValueError(
+        f'Tokens of this hybrid are {stride} pixels apart, which does not '
+        f'divide an image of {height}x{width}. Resize the images to multiples '
+        f'of {stride}.'
+      )
+    return resnet.Backbone(
+      stages,
+      self.backbone_width_factor,
+      form='post_activation',
+      dtype=self.dtype,
+      name='backbone',
+    )(image)
 
   def _pool(self, x: Array, sizes: dict[str, int]) -> Array:
     """Maps the encoded tokens to one vector, where there is pooling."""
@@ -326,7 +298,7 @@ class ViT(nn.Module):
     if self.pooling == 'gap':
       return x.mean(axis=1)
     if self.pooling == 'map':
-      return AttentionPooling(
+      return heads.AttentionPooling(
         sizes['num_heads'],
         sizes['mlp_dim'],
         self.activation,

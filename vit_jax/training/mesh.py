@@ -31,9 +31,9 @@ RULES = (
   (r'.*/(query|key|value)/bias', 'tensor@-2'),
   # [..., heads, depth, width]
   (r'.*/attention/out/kernel', 'tensor@-3 fsdp'),
-  (r'.*/mlp/up/kernel', 'tensor@-1 fsdp'),
-  (r'.*/mlp/up/bias', 'tensor@-1'),
-  (r'.*/mlp/down/kernel', 'tensor@-2 fsdp'),
+  (r'.*mlp/up/kernel', 'tensor@-1 fsdp'),
+  (r'.*mlp/up/bias', 'tensor@-1'),
+  (r'.*mlp/down/kernel', 'tensor@-2 fsdp'),
   (r'.*', 'fsdp'),
 )
 _WORD = rf'replicate|fsdp|({"|".join(AXES)})@-?[0-9]+'
