@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from vit_jax.config import ConfigError
 from vit_jax.training import rules
@@ -96,7 +97,78 @@ def adafactor(
   return optax.chain(factored, momentum)
 
 
-OPTIMIZERS = {'adafactor': adafactor, 'adamw': adamw, 'sgd': sgd}
+def muon(
+  *,
+  momentum: float = 0.95,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  epsilon: float = 1e-8,
+  matrices: tuple = ('.*(attention|mlp)/(query|key|value|out|up|down)/kernel',),
+  moment_dtype: MomentDtype = 'float32',
+) -> optax.GradientTransformation:
+  """Momentum with orthogonal updates for matrices, Adam for all the rest.
+
+  Jordan, kellerjordan.github.io/posts/muon, with the scale of Liu et al.,
+  arXiv:2502.16982, section 2.2: an update is as large as AdamW's, so learning
+  rate and weight decay mean the same for both.
+
+  Args:
+    momentum: of the matrices.
+    b1: of Adam, as are `b2` and `epsilon`.
+    b2: see `adamw`.
+    epsilon: see `adamw`.
+    matrices: regular expressions of the parameters that are orthogonalised.
+    moment_dtype: of the momentum, and of Adam's first moment.
+  """
+  chosen = tuple((pattern, 'matrix') for pattern in matrices)
+
+  def kinds(params):
+    return rules.map_by_path(
+      lambda path, _: rules.first_match(chosen, path, 'other'), params
+    )
+
+  def axes(updates):
+    return rules.map_by_path(_matrix_axes, updates)
+
+  def scale(update, axes):
+    rows, columns = (
+      math.prod(update.shape[axis] for axis in side) for side in axes
+    )
+    return update * (0.2 * max(rows, columns) ** 0.5)
+
+  return optax.partition(
+    {
+      'matrix': optax.chain(
+        optax.contrib.scale_by_muon(
+          beta=momentum, mu_dtype=moment_dtype, weight_dimension_numbers=axes
+        ),
+        optax.stateless(
+          lambda updates, _: jax.tree.map(scale, updates, axes(updates))
+        ),
+      ),
+      'other': adamw(b1=b1, b2=b2, epsilon=epsilon, moment_dtype=moment_dtype),
+    },
+    kinds,
+  )
+
+
+def _matrix_axes(path: str, kernel: Any) -> Any:
+  """Returns which axes of a kernel are the rows and columns of its matrix.
+
+  Heads belong to the other side of attention's projections; layers that are
+  scanned come first and stay apart.
+  """
+  axes = tuple(range('/blocks/' in path, kernel.ndim))
+  inputs = len(axes) - 1 if path.endswith('/out/kernel') else 1
+  return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+
+
+OPTIMIZERS = {
+  'adafactor': adafactor,
+  'adamw': adamw,
+  'muon': muon,
+  'sgd': sgd,
+}
 
 
 def decay_times_learning_rate(settings: Any) -> float:
