@@ -198,6 +198,28 @@ def test_sources_are_joined_if_their_classes_agree(image_folder, idx_folder):
     sources.open_source('foldr:x', 'train')
 
 
+@pytest.mark.parametrize('split', ['train', 'train[10%:60%]'])
+def test_some_classes_are_kept_under_new_labels(image_folder, split):
+  for spec in ('digits', f'folder:{image_folder}'):
+    whole = sources.open_source(spec, split)
+    assert [record['label'] for record in whole] == list(whole.labels)
+    kept = whole.class_names[1::-1]
+    some = sources.open_source(spec, split, classes=kept)
+    assert some.class_names == kept
+    expected = [
+      (whole.name(i), kept.index(whole.class_names[label]))
+      for i, label in enumerate(whole.labels)
+      if whole.class_names[label] in kept
+    ]
+    assert 0 < len(expected) <= len(whole)
+    found = [(some.name(i), some[i]['label']) for i in range(len(some))]
+    assert found == expected and list(some.labels) == [x for _, x in expected]
+  with pytest.raises(ValueError, match="no class '10'; did you mean '1'"):
+    sources.open_source('digits', 'train', classes=('1', '10'))
+  with pytest.raises(ValueError, match='named twice'):
+    sources.open_source('digits', 'train', classes=('1', '1'))
+
+
 def test_sources_survive_pickling(image_folder, idx_folder):
   for spec in ('digits', f'idx:{idx_folder}', f'folder:{image_folder}'):
     source = sources.open_source(spec, 'train[1:]')
@@ -245,6 +267,7 @@ def test_tfds_reads_encoded_images_without_tensorflow(tmp_path, monkeypatch):
   )
   builder.download_and_prepare()
   source = sources.open_source('tfds:tiny_pictures', 'train[1:]')
+  assert list(source.labels) == [record['label'] for record in source]
   source = pickle.loads(pickle.dumps(source))
   assert source.class_names == ('day', 'night') and len(source) == 3
   assert isinstance(source[0]['image'], bytes)

@@ -20,6 +20,7 @@ class FolderSource:
   Attributes:
     root: Folder that holds the class folders.
     class_names: Names of the class folders.
+    labels: int32 [examples].
   """
 
   def __init__(self, root: pathlib.Path, class_names: Sequence[str]):
@@ -43,7 +44,7 @@ class FolderSource:
       )
     found = []
     for label, class_name in enumerate(class_names):
-      for path in _image_files(root / class_name):
+      for path in image_files(root / class_name):
         relative = os.fsencode(f'{class_name}/{path}')
         found.append((hashlib.sha256(relative).digest(), relative, label))
     if not found:
@@ -56,14 +57,14 @@ class FolderSource:
     # worker processes, and small in each.
     self._paths = b''.join(relative for _, relative, _ in found)
     self._ends = np.cumsum([0] + [len(relative) for _, relative, _ in found])
-    self._labels = np.array([label for _, _, label in found], np.int32)
+    self.labels = np.array([label for _, _, label in found], np.int32)
 
   def __len__(self) -> int:
-    return len(self._labels)
+    return len(self.labels)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     with open(self.name(index), 'rb') as file:
-      return {'image': file.read(), 'label': int(self._labels[index])}
+      return {'image': file.read(), 'label': int(self.labels[index])}
 
   def name(self, index: int) -> str:
     if not 0 <= index < len(self):
@@ -113,8 +114,8 @@ def _folders(root: pathlib.Path) -> list[str]:
     )
 
 
-def _image_files(root: pathlib.Path) -> Iterator[str]:
-  """Yields the images below `root`, relative to it, with '/' between names."""
+def image_files(root: pathlib.Path) -> Iterator[str]:
+  """Yields the image files below `root`, relative to it, with '/' in names."""
   if not root.is_dir():
     return
   extensions = _extensions()

@@ -11,8 +11,11 @@ Several are joined with ' + ' if their classes are the same.
 """
 
 import difflib
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from vit_jax.data import array_sources, folder_source, splits, tfds_source
 
@@ -30,9 +33,11 @@ class Source(Protocol):
 
   Attributes:
     class_names: Names of the classes; a label is an index into them.
+    labels: The label of each record.
   """
 
   class_names: tuple[str, ...]
+  labels: Sequence[int]
 
   def __len__(self) -> int: ...
 
@@ -74,6 +79,13 @@ class JoinedSource:
   def __len__(self) -> int:
     return self._length
 
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """The label of each record, int [examples]."""
+    return np.concatenate(
+      [np.asarray(source.labels)[indices] for source, indices in self.parts]
+    )
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     part, index = self._locate(index)
     return self.parts[part][0][index]
@@ -93,7 +105,55 @@ class JoinedSource:
     return part, self.parts[part][1][index]
 
 
-def open_source(spec: str, split: str) -> Source:
+class ClassesSource:
+  """The records of some classes of another source, in its order.
+
+  Attributes:
+    class_names: The classes; labels are indices into them.
+    labels: The label of each record, int [examples].
+  """
+
+  def __init__(self, source: Source, class_names: Sequence[str]):
+    """Finds the records.
+
+    Args:
+      source: To choose from.
+      class_names: Those to keep, in the order that labels will have.
+
+    Raises:
+      ValueError: If the source has no such class, or one is named twice.
+    """
+    self.class_names = tuple(class_names)
+    for name in class_names:
+      if name not in source.class_names:
+        near = difflib.get_close_matches(str(name), source.class_names, n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else '.'
+        raise ValueError(
+          f'there is no class {name!r}{hint} The classes are '
+          f'{_shorten(source.class_names)}'
+        )
+    if len(set(class_names)) < len(class_names):
+      raise ValueError(f'a class is named twice in {", ".join(class_names)}')
+    self._source = source
+    new_label = np.full(len(source.class_names), -1)
+    for label, name in enumerate(class_names):
+      new_label[source.class_names.index(name)] = label
+    labels = new_label[np.asarray(source.labels)]
+    self._indices = np.flatnonzero(labels >= 0)
+    self.labels = labels[self._indices]
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self._source[int(self._indices[index])]
+    return {**record, 'label': int(self.labels[index])}
+
+  def name(self, index: int) -> str:
+    return self._source.name(int(self._indices[index]))
+
+
+def open_source(spec: str, split: str, classes: Sequence[str] = ()) -> Source:
   """Opens a source.
 
   Args:
@@ -101,15 +161,22 @@ def open_source(spec: str, split: str) -> Source:
       several joined with ' + '.
     split: Which part of it, such as 'train', 'train[:99%]' or 'train+test'
       (see `splits`); of a joined spec, the same part of each.
+    classes: Names of those to keep, in the order of their labels; all if none.
 
   Returns:
     The source.
 
   Raises:
-    ValueError: If the spec or the split is unknown, files are malformed, or
-      joined sources have different classes.
+    ValueError: If the spec, the split or a class is unknown, files are
+      malformed, or joined sources have different classes.
     FileNotFoundError: If the data is not there.
   """
+  source = _open_joined(spec, split)
+  return ClassesSource(source, classes) if classes else source
+
+
+def _open_joined(spec: str, split: str) -> Source:
+  """Opens one spec, or several joined with ' + '."""
   parts = splits.parse_split(split)
   specs = [one.strip() for one in spec.split(' + ')]
   sources = [_open_one(one, parts) for one in specs]

@@ -52,6 +52,11 @@ class TfdsSource:
     record = self._records[index]
     return {'image': record['image'], 'label': int(record['label'])}
 
+  @functools.cached_property
+  def labels(self) -> list[int]:
+    """The label of each record; every record is read for it, once."""
+    return [int(record['label']) for record in self._records]
+
   def name(self, index: int) -> str:
     return f'{self.prefix}/{index}'
 
