@@ -1,4 +1,4 @@
-r"""ViT on JFT-300M, or whatever huge data set you have, as in the ViT paper.
+r"""ViT, hybrids and ResNets on JFT-300M, or whatever huge data set you have.
 
 Dosovitskiy et al., arXiv:2010.11929, appendix B.1, table 3 (rows "JFT-300M").
 The argument is the row: the model, and the length where there are two. JFT is
@@ -17,7 +17,8 @@ A record has one label here, while images of JFT have 1.26 on average.
 Expected: ImageNet top-1 after fine-tuning at 384 px (the paper's table 5):
 B/16 84.15, B/32 80.73, L/16 87.12, L/32 84.37, H/14 88.04.
 Cost in exaFLOP (the paper's table 6): B/32 55, B/16 224, L/32 196, L/16 783
-and for 14 epochs 1567, H/14 4262. In TPUv3-core-days (table 2): L/16 of 14
+and for 14 epochs 1567, H/14 4262, R50+B/32 106, R50+B/16 274, R50+L/32 246, R50+L/16 of
+14 epochs 1668, R50x1 50, R152x2 563. In TPUv3-core-days (table 2): L/16 of 14
 epochs 680, H/14 2500.
 """
 
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 
 # (model, length, peak learning rate, micro-batches). With these micro-batches
 # the activations should fit the 16 GB of a TPU v3 core when there are 8 of
-# them; with more, fewer are faster.
+# them (those of hybrids and ResNets are guesses); with more, fewer are faster.
 RECIPES = {
   'B/16': ('B/16', '7ep', 8e-4, 1),
   'B/32': ('B/32', '7ep', 8e-4, 1),
@@ -33,6 +34,16 @@ RECIPES = {
   'L/16': ('L/16', '7ep', 4e-4, 16),
   'L/16,14ep': ('L/16', '14ep', 4e-4, 16),
   'H/14': ('H/14', '14ep', 3e-4, 32),
+  'R50+B/32': ('R50+B/32', '7ep', 8e-4, 4),
+  'R50+B/16': ('R50+B/16', '7ep', 8e-4, 4),
+  'R50+L/32': ('R50+L/32', '7ep', 2e-4, 8),
+  'R50+L/16': ('R50+L/16', '7ep', 4e-4, 16),
+  'R50+L/16,14ep': ('R50+L/16', '14ep', 4e-4, 16),
+  'R50x1': ('R50x1', '7ep', 1e-3, 4),
+  'R50x2': ('R50x2', '7ep', 1e-3, 8),
+  'R101x1': ('R101x1', '7ep', 8e-4, 8),
+  'R152x1': ('R152x1', '7ep', 6e-4, 8),
+  'R152x2': ('R152x2', '7ep', 6e-4, 16),
 }
 VARIANTS = tuple(RECIPES)
 
@@ -49,18 +60,18 @@ def get_config(variant: str = 'B/16') -> ConfigDict:
   source = 'tfds:jft'
   # The state of H/14, 10 GB, is more than a TPU v3 core should hold.
   split_state = model == 'H/14'
+  # About log(1 / 18291): each class starts as unlikely as it is.
+  fields = dict(name='vit', variant=model, head_bias=-10.0)
+  if 'x' in model:
+    fields['name'] = 'resnet'
+  else:
+    # Fine-tuning leaves this layer out, as the paper does.
+    fields['representation_size'] = -1
   return ConfigDict(
     dict(
       # Labels are many, noisy and not exclusive.
       task=dict(name='classification', loss_function='sigmoid'),
-      model=dict(
-        name='vit',
-        variant=model,
-        # Fine-tuning leaves this layer out, as the paper does.
-        representation_size=-1,
-        # About log(1 / 18291): each class starts as unlikely as it is.
-        head_bias=-10.0,
-      ),
+      model=fields,
       data=dict(
         train=dict(
           source=source,

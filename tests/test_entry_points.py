@@ -1,5 +1,6 @@
 """What a person types, and what they see."""
 
+import csv
 import io
 import itertools
 import json
@@ -14,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from vit_jax import benchmark, command_line, config, evaluate, predict, train
-from vit_jax.training import speed, trained
+from vit_jax.training import saved, speed, trained
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 SMALL = (
@@ -86,6 +87,46 @@ def test_predict_prints_names_and_probabilities(workdir, tmp_path):
   np.testing.assert_allclose(sum(shares), 200, atol=1)
 
 
+def test_predict_writes_what_programs_read(workdir, tmp_path, capsys):
+  (tmp_path / 'below').mkdir()
+  for name in ('a, b.png', 'below/c.png'):
+    Image.new('L', (8, 8), 100).save(tmp_path / name)
+  (tmp_path / 'notes.txt').write_text('no image')
+  names = tmp_path / 'names.txt'
+  names.write_text('\n'.join(f'number {i}' for i in range(10)))
+  arguments = (f'--workdir={workdir}', f'--classes={names}', '--top=2')
+  call(predict.main, *arguments, '--format=csv', tmp_path)
+  rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+  files = [str(tmp_path / name) for name in ('a, b.png', 'below/c.png')]
+  assert [row['file'] for row in rows] == [files[0]] * 2 + [files[1]] * 2
+  assert [row['rank'] for row in rows] == ['1', '2'] * 2
+  assert all(row['class'].startswith('number ') for row in rows)
+  call(predict.main, *arguments, '--format=json', tmp_path)
+  objects = map(json.loads, capsys.readouterr().out.splitlines())
+  for of_file, row in zip(objects, rows[::2]):
+    best = of_file['classes'][0]
+    assert of_file['file'] == row['file']
+    assert (best['class'], best['probability']) == (
+      row['class'], float(row['probability'])
+    )  # fmt: skip
+
+
+def test_models_that_cannot_be_named(workdir, tmp_path):
+  two = tmp_path / 'two.txt'
+  two.write_text('a\nb\n')
+  run = f'--workdir={workdir}'
+  for arguments, message in (
+    ([run, '--checkpoint=x.npz'], 'not both'),
+    (['--checkpoint=x.npz'], 'no such file'),
+    ([run, f'--classes={two}'], 'names 2 classes, but the model has 10'),
+    ([run, '--classes=imagnet'], 'one of imagenet'),
+    ([run, tmp_path / 'nothing'], 'could not be read'),
+    ([run, workdir / 'checkpoints'], 'no image file'),
+  ):
+    with pytest.raises(config.ConfigError, match=message):
+      call(predict.main, *arguments, two)
+
+
 def test_evaluate_on_another_number_of_devices(workdir, monkeypatch):
   whole = call(evaluate.main, f'--workdir={workdir}')
   # 30 cannot be split over 8 devices: padded to 32.
@@ -104,14 +145,14 @@ def test_evaluate_on_another_number_of_devices(workdir, monkeypatch):
   arguments = (f'--workdir={workdir}', '--config.mesh.fsdp=2')
   with pytest.raises(config.ConfigError, match='does not fit'):
     call(evaluate.main, *arguments)
-  saved = trained.read_parameters
+  read = saved.read_parameters
 
   def of_other_mesh(*arguments):
-    params, meta, step = saved(*arguments)
+    params, meta, step = read(*arguments)
     meta['config']['mesh']['fsdp'] = 2
     return params, meta, step
 
-  monkeypatch.setattr(trained, 'read_parameters', of_other_mesh)
+  monkeypatch.setattr(saved, 'read_parameters', of_other_mesh)
   assert call(evaluate.main, f'--workdir={workdir}') == whole
 
 
@@ -125,11 +166,9 @@ def test_evaluate_splits_parameters_as_asked(workdir):
 
 
 def test_parameters_that_do_not_fit_are_named(workdir, monkeypatch):
-  params, meta, step = trained.read_parameters(workdir)
+  params, meta, step = saved.read_parameters(workdir)
   del params['head']
-  monkeypatch.setattr(
-    trained, 'read_parameters', lambda *_: (params, meta, step)
-  )
+  monkeypatch.setattr(saved, 'read_parameters', lambda *_: (params, meta, step))
   with pytest.raises(config.ConfigError, match='head/kernel: expected'):
     trained.load(workdir)
 

@@ -1,17 +1,23 @@
 """What the entry points share: options, exit codes, errors without traces."""
 
 import argparse
+import dataclasses
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import resources
 
 from rich.console import Console
 
 from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.data.pipeline import BrokenDataError
+from vit_jax.training import trained
 from vit_jax.training.checkpoint import CheckpointError
 from vit_jax.training.loop import Preempted, TrainingError
+
+# Lists of class names that come with this package.
+_CLASS_NAMES = ('imagenet',)
 
 # Exit codes. A supervisor should start again after anything but these, and
 # after PREEMPTED; the others would only happen again, or are wanted.
@@ -39,6 +45,82 @@ def add_config(options: argparse.ArgumentParser) -> None:
   options.add_argument(
     '--config', required=True, help='configuration: FILE.py or FILE.py:VARIANT'
   )
+
+
+def add_model(options: argparse.ArgumentParser) -> None:
+  """Adds what names a trained model, beside `--workdir`."""
+  options.add_argument(
+    '--checkpoint',
+    help='released checkpoint in place of --workdir: an .npz or .safetensors '
+    'file',
+  )
+  options.add_argument(
+    '--step', help='of the checkpoint: a number or "best"; newest by default'
+  )
+  options.add_argument(
+    '--grid',
+    type=grid,
+    metavar='ROWSxCOLUMNS',
+    help='patches of a released checkpoint, where its file does not tell',
+  )
+  options.add_argument(
+    '--classes', help="'imagenet', or a file with their names, one a line"
+  )
+
+
+def grid(text: str) -> tuple[int, int]:
+  """Reads rows and columns of patches, as an option says them."""
+  if not re.fullmatch(r'[1-9]\d*x[1-9]\d*', text):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is no grid; write rows and columns, such as 14x14'
+    )
+  rows, columns = text.split('x')
+  return int(rows), int(columns)
+
+
+def open_model(
+  known: argparse.Namespace, overrides: Sequence[str]
+) -> trained.Trained:
+  """Opens the model that the options of `add_model` name.
+
+  Raises:
+    ConfigError: there is none, or the options do not fit it.
+  """
+  if known.workdir and known.checkpoint:
+    raise ConfigError('Give --workdir or --checkpoint, not both.')
+  if known.checkpoint:
+    path = pathlib.Path(known.checkpoint)
+    if not path.exists():
+      raise ConfigError(f'--checkpoint={path}: there is no such file.')
+  else:
+    path = required(known.workdir)
+  model = trained.load(path, known.step, overrides, known.grid)
+  if not known.classes:
+    return model
+  names = _class_names(known.classes)
+  count = len(model.task.class_names)
+  if len(names) != count:
+    raise ConfigError(
+      f'--classes={known.classes} names {len(names)} classes, but the model '
+      f'has {count}.'
+    )
+  task = dataclasses.replace(model.task, class_names=names)
+  return dataclasses.replace(model, task=task, names_known=True)
+
+
+def _class_names(name: str) -> tuple[str, ...]:
+  """Reads names of classes from a file, or those that we ship."""
+  path = resources.files('vit_jax.data') / 'class_names' / f'{name}.txt'
+  if name not in _CLASS_NAMES:
+    path = pathlib.Path(name)
+  try:
+    text = path.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(
+      f'--classes={name} is neither a file that can be read nor one of '
+      f'{", ".join(_CLASS_NAMES)}: {error}'
+    ) from error
+  return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def split(

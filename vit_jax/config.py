@@ -9,6 +9,9 @@ the values. So there is one rule for what a key may be:
   the keys of a section are the keyword-only parameters of the function (or
   the fields of the dataclass) that the section is given to.
 
+Where all keys of a section have defaults, a value alone sets the first of them:
+init='runs/a' says init=dict(path='runs/a').
+
 A key that nothing uses therefore cannot exist: it is an error with "did you
 mean", before anything is allocated. Types come from the annotations.
 """
@@ -187,8 +190,33 @@ def complete(config: Mapping, schema: Any, path: str = 'config') -> dict:
   return result
 
 
-def _kind_at(config: Mapping, schema: Any, path: str) -> Any:
-  """Returns the type of the key at a dotted path."""
+def _first_key(schema: Any) -> str | None:
+  """Returns the key that stands for a section, if one alone can do so."""
+  if isinstance(schema, (Mapping, OneOf)):
+    return None
+  keys = fields_of(schema)
+  if any(field.default is REQUIRED for field in keys.values()):
+    return None
+  return next(iter(keys))
+
+
+def _spelled_out(config: dict, schema: Any) -> dict:
+  """Returns the configuration with sections where a value stands for one."""
+  result = {}
+  for name, value in config.items():
+    below = schema.get(name) if isinstance(schema, Mapping) else None
+    if below is None or isinstance(below, Field):
+      result[name] = value
+    elif isinstance(value, Mapping):
+      result[name] = _spelled_out(value, below)
+    else:
+      first = _first_key(below)
+      result[name] = {first: value} if first else value
+  return result
+
+
+def _key_at(config: Mapping, schema: Any, path: str) -> tuple[str, Any]:
+  """Returns the whole path of the key at a dotted path, and its type."""
   at = 'config'
   for name in path.split('.'):
     if isinstance(schema, Field):
@@ -201,9 +229,12 @@ def _kind_at(config: Mapping, schema: Any, path: str) -> Any:
       )
     at, schema, config = f'{at}.{name}', keys[name], config.get(name, {})
   if not isinstance(schema, Field):
-    known = ', '.join(_keys(config, schema, at))
+    known = _keys(config, schema, at)
+    if first := _first_key(schema):
+      return f'{path}.{first}', known[first].kind
+    known = ', '.join(known)
     raise ConfigError(f'--{at} is a section; set one of its keys: {known}')
-  return schema.kind
+  return path, schema.kind
 
 
 def _parsed(text: str, kind: Any) -> Any:
@@ -251,11 +282,12 @@ def resolve(
     The locked configuration, in which every key is present.
   """
   as_dict = getattr(config, 'to_dict', lambda: copy.deepcopy(dict(config)))()
+  as_dict = _spelled_out(as_dict, schema)
   pairs = [split_override(argument) for argument in overrides]
   # A name decides which other keys there are, so names come first.
   pairs.sort(key=lambda pair: not pair[0].endswith('.name'))
   for path, text in pairs:
-    kind = _kind_at(as_dict, schema, path)
+    path, kind = _key_at(as_dict, schema, path)
     _set(as_dict, path, _parsed(text, kind))
   return ConfigDict(complete(as_dict, schema)).lock()
 

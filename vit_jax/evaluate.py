@@ -1,6 +1,7 @@
-"""Scores a finished run: `python -m vit_jax.evaluate --workdir=D`.
+"""Scores a trained model: `python -m vit_jax.evaluate --workdir=D`.
 
-`--config.data.test.source=folder:OTHER` scores it on other data.
+`--config.data.test.source=folder:OTHER` scores it on other data, and
+`--checkpoint=FILE` a released checkpoint in place of a run.
 """
 
 import json
@@ -19,13 +20,10 @@ from vit_jax.training import inputs, trained
 def main(arguments: Sequence[str], console: Console) -> None:
   """Prints the mean of the task's metrics over the test data."""
   options = command_line.parser(__doc__, 'vit_jax.evaluate')
-  options.add_argument(
-    '--step', help='of the checkpoint: a number or "best"; newest by default'
-  )
+  command_line.add_model(options)
   options.add_argument('--json', action='store_true', help='print JSON')
   known, overrides = command_line.split(options, arguments)
-  workdir = command_line.required(known.workdir)
-  model = trained.load(workdir, known.step, overrides)
+  model = command_line.open_model(known, overrides)
   # Nothing but JSON goes where JSON is expected.
   notes = Console(stderr=True, soft_wrap=True) if known.json else console
   metrics = _score(model, notes)
@@ -46,8 +44,14 @@ def _score(model: trained.Trained, notes: Console) -> dict[str, float]:
     text = f'skipped, cannot be read: {name} ({reason})'
     notes.print(text, highlight=False, markup=False)
 
+  if not model.config.data.test.source:
+    raise ConfigError(
+      'A released checkpoint has no test data of its own: name some, such as '
+      '--config.data.test.source=tfds:imagenet2012 '
+      '--config.data.test.split=validation.'
+    )
   source = inputs.open_split(model.config, 'test')
-  inputs.check_classes(model.task.class_names, source.class_names)
+  _check_classes(model, source.class_names)
   transform = inputs.open_preprocess(model.config, 'test')
   _check_shape(pipeline.example_shape(source, transform), model)
   _fit_batches(model)
@@ -57,6 +61,14 @@ def _score(model: trained.Trained, notes: Console) -> dict[str, float]:
       model.variables,
       inputs.test_batches(model.config, source, transform, model.mesh, say),
     )
+
+
+def _check_classes(model: trained.Trained, test: tuple[str, ...]) -> None:
+  """Raises ConfigError if test data has other classes than the model."""
+  names = model.task.class_names
+  if not model.names_known and len(names) == len(test):
+    names = test
+  inputs.check_classes(names, test)
 
 
 def _check_shape(shape: tuple[int, ...], model: trained.Trained) -> None:

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from vit_jax.config import ConfigError, amount, did_you_mean
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import rules
 
 _COUNT = ('1 or more', lambda x: x >= 1)
 _NOT_NEGATIVE = ('0 or more', lambda x: 0 <= x < math.inf)
@@ -93,16 +92,20 @@ def check_best(best: str, metrics: Iterable[str]) -> None:
     )
 
 
-def check_init(init: Any, params: Any) -> None:
-  """Raises ConfigError if `config.init` names what there is not.
+def check_init(init: Any) -> None:
+  """Raises ConfigError if `config.init` contradicts itself.
 
-  Whether its workdir holds a run is seen when a run starts: one that goes on
+  Whether its path holds a model is seen when a run starts: one that goes on
   from a checkpoint of its own no longer needs it.
   """
-  if init.fresh and not init.workdir:
+  if init.fresh and not init.path:
     raise ConfigError(
       f'config.init.fresh is {init.fresh}, but every parameter starts fresh '
-      'without config.init.workdir. Name the workdir of the run to start from.'
+      'without config.init.path. Name the run or the checkpoint to start from.'
     )
-  fresh = tuple((pattern, True) for pattern in init.fresh)
-  rules.check(fresh, rules.by_path(params), 'config.init.fresh')
+  grid = init.grid
+  if grid and (len(grid) != 2 or not all(isinstance(n, int) for n in grid)):
+    raise ConfigError(
+      f'config.init.grid is {grid!r}, expected rows and columns of patches, '
+      'such as (14, 14).'
+    )

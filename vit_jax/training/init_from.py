@@ -1,74 +1,200 @@
-"""Where parameters start: fresh, or from another run."""
+"""Where parameters start: fresh, from another run, or a released checkpoint."""
 
+import dataclasses
+import json
 import pathlib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from vit_jax.config import ConfigError
-from vit_jax.training import rules, trained
+from vit_jax.models import position
+from vit_jax.training import rules, saved
+from vit_jax.training import run as run_lib
 from vit_jax.training.run import Run
 from vit_jax.training.state import State
 
-_NAMES_SHOWN = 20
+Grid = tuple[int, int]
 
 
-def initial_state(run: Run) -> State:
-  """Allocates the state of a new run.
+@dataclasses.dataclass
+class Origin:
+  """Where each parameter of a run that did not start fresh has come from.
+
+  Attributes:
+    path: the run or the released checkpoint that it started from.
+    step: of that run.
+    loaded: parameters taken as they are.
+    resized: position embeddings made to fit another grid, and the two grids.
+    fresh: parameters left at their initial value, and why.
+    left_out: parameters of the checkpoint that this model does not take.
+  """
+
+  path: str
+  step: int
+  loaded: list[str] = dataclasses.field(default_factory=list)
+  resized: dict[str, str] = dataclasses.field(default_factory=dict)
+  fresh: dict[str, str] = dataclasses.field(default_factory=dict)
+  left_out: list[str] = dataclasses.field(default_factory=list)
+
+  def write(self, path: pathlib.Path) -> None:
+    """Writes all of it as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + '\n')
+
+  def lines(self) -> list[str]:
+    """Says it in a few lines, for a person."""
+    of_step = f' (step {self.step:,})' if self.step else ''
+    lines = [
+      f'Starts from {self.path}{of_step}:',
+      f'  loaded    {len(self.loaded)} parameters',
+    ]
+    lines += [
+      f'  resized   {name}: {how}' for name, how in self.resized.items()
+    ]
+    lines += [f'  fresh     {name}: {why}' for name, why in self.fresh.items()]
+    lines += [f'  left out  {name}' for name in self.left_out]
+    return lines
+
+
+def initial_state(run: Run) -> tuple[State, Origin | None]:
+  """Allocates the state of a new run; says where it came from if not fresh.
 
   Raises:
-    ConfigError: `config.init` names no run, or parameters do not fit.
+    ConfigError: `config.init` names no trained model, or it does not fit.
+    CheckpointError: the run to start from is damaged.
   """
-  if not run.config.init.workdir:
-    return run.init()
-  fresh = tuple((pattern, True) for pattern in run.config.init.fresh)
+  init = run.config.init
+  if not init.path:
+    return run.init(), None
   try:
-    tree, _, _ = trained.read_parameters(pathlib.Path(run.config.init.workdir))
-  except FileNotFoundError as error:
-    raise ConfigError(f'config.init.workdir: {error}') from error
-  loaded = rules.by_path(tree)
-  _check_fit(run.state.params, loaded, fresh)
+    found = saved.read(pathlib.Path(init.path), grid=init.grid or None)
+  except ConfigError as error:
+    raise ConfigError(f'config.init: {error}') from error
+  origin = Origin(init.path, found.step)
+  taken = _fit(run, found, origin)
 
   def pick(path: str, leaf: jax.Array) -> jax.Array:
-    if rules.first_match(fresh, path, False):
+    if path not in taken:
       return leaf
-    return jax.device_put(loaded[path].astype(leaf.dtype), leaf.sharding)
+    return jax.device_put(taken[path].astype(leaf.dtype), leaf.sharding)
 
   state = run.init()
   params = rules.map_by_path(pick, state.params)
   average = state.average
   if average is not None:
     average = jax.tree.map(lambda leaf: leaf.copy(), params)
-  return state.replace(params=params, average=average)
+  return state.replace(params=params, average=average), origin
 
 
-def _check_fit(params: Any, loaded: dict[str, Any], fresh: tuple) -> None:
-  """Raises ConfigError with a table if what is loaded does not fit.
+def _fit(run: Run, found: saved.Saved, origin: Origin) -> dict[str, np.ndarray]:
+  """Returns what to load, by path; notes in `origin` what becomes of the rest.
 
-  Parameters that `fresh` names may differ, and be in one of the two only.
+  Raises:
+    ConfigError: something does not fit that `config.init.fresh` does not name.
   """
-  wanted, got = (
-    {
-      path: tuple(leaf.shape)
-      for path, leaf in leaves.items()
-      if not rules.first_match(fresh, path, False)
-    }
-    for leaves in (rules.by_path(params), loaded)
+  init = run.config.init
+  params = _unstacked(rules.by_path(found.params))
+  wanted = {
+    part: shape if part == path else shape[1:]
+    for path, shape in rules.shapes_by_path(run.state.params).items()
+    for part in _parts(path, shape[0])
+  }
+  rules.check(
+    tuple((pattern, True) for pattern in init.fresh),
+    {**wanted, **params},
+    'config.init.fresh',
   )
-  wrong = [path for path in wanted if wanted[path] != got.get(path)]
-  wrong += [path for path in got if path not in wanted]
-  if not wrong:
-    return
-  lines = [
-    f'  {path}: this model has {wanted.get(path, "nothing")}, the other run '
-    f'has {got.get(path, "nothing")}'
-    for path in wrong[:_NAMES_SHOWN]
-  ]
-  if len(wrong) > _NAMES_SHOWN:
-    lines.append(f'  ... and {len(wrong) - _NAMES_SHOWN} more')
-  raise ConfigError(
-    f'{len(wrong)} parameters of config.init.workdir do not fit:\n'
-    + '\n'.join(lines)
-    + '\nMake config.model the same, or name those that should start fresh or '
-    "be left out in config.init.fresh, such as ('(head|pre_logits)/.*',)."
+  why_fresh = _why_fresh(run, found, wanted, params)
+  for path in (*wanted, *params):
+    if any(re.fullmatch(pattern, path) for pattern in init.fresh):
+      why_fresh[path] = 'named by config.init.fresh'
+  grids = _grid(run.task), _grid(_task_of(found))
+  for path in sorted(params.keys() & wanted.keys() - why_fresh.keys()):
+    if path.endswith('position/embedding') and grids[0] != grids[1]:
+      old, new = grids[1], grids[0]
+      params[path] = position.resize(params[path], old, new, init.resize)
+      origin.resized[path] = f'{old[0]}x{old[1]} to {new[0]}x{new[1]} patches'
+  wrong = rules.misfits(
+    {path: wanted[path] for path in wanted.keys() - why_fresh.keys()},
+    {path: params[path].shape for path in params.keys() - why_fresh.keys()},
   )
+  if wrong:
+    raise ConfigError(
+      f'Parameters of {init.path} do not fit:\n'
+      + '\n'.join(wrong)
+      + '\nMake config.model the same, or name those that should start fresh '
+      "or be left out in config.init.fresh, such as ('position/.*',)."
+    )
+  origin.fresh = {path: why_fresh[path] for path in wanted if path in why_fresh}
+  origin.left_out = sorted(params.keys() - wanted.keys())
+  taken = {path: params[path] for path in wanted if path not in why_fresh}
+  origin.loaded = [path for path in taken if path not in origin.resized]
+  return _stacked_like(run.state.params, taken)
+
+
+def _why_fresh(
+  run: Run, found: saved.Saved, wanted: Mapping, params: Mapping
+) -> dict[str, str]:
+  """Returns the parameters that say other classes, and why they start fresh."""
+  result = {}
+  for path in {*wanted, *params}:
+    if path.startswith('pre_logits/') and path not in wanted:
+      # As the released code does, whose fine-tuned models have none.
+      result[path] = 'this model has no such layer'
+  had, has = found.class_names, run.task.class_names
+  if result:
+    why = 'it read another layer'
+  elif len(had) != len(has):
+    why = f'{len(had)} classes there, {len(has)} here'
+  elif found.names_known and had != tuple(has):
+    why = 'other classes'
+  else:
+    return result
+  for path in wanted:
+    if path.startswith('head/'):
+      result[path] = why
+  return result
+
+
+def _task_of(found: saved.Saved) -> Any:
+  return run_lib.make_task(found.config, found.class_names, found.image_shape)
+
+
+def _grid(task: Any) -> Grid | None:
+  """Returns rows and columns of a model's patches; None if it has none."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  image = task.batch_spec(1)['image']
+  variables = jax.eval_shape(task.init, key)
+  _, intermediates = jax.eval_shape(task.model.apply, variables, image)
+  patches = intermediates.get('patches')
+  return None if patches is None else tuple(patches.shape[1:3])
+
+
+def _parts(path: str, depth: int) -> list[str]:
+  """Returns the paths of what a scanned model stacks under one path."""
+  if '/blocks/' not in path:
+    return [path]
+  return [path.replace('/blocks/', f'/block_{i:02d}/') for i in range(depth)]
+
+
+def _unstacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Gives each block of a scanned model its own parameters, by path."""
+  result = {}
+  for path, value in params.items():
+    parts = _parts(path, len(value))
+    result |= zip(parts, [value] if parts == [path] else value)
+  return result
+
+
+def _stacked_like(params: Any, taken: Mapping) -> dict[str, np.ndarray]:
+  """Gives the blocks back their common parameters, where the model scans."""
+  result = {}
+  for path, shape in rules.shapes_by_path(params).items():
+    parts = _parts(path, shape[0])
+    if all(part in taken for part in parts):
+      values = [taken[part] for part in parts]
+      result[path] = values[0] if parts == [path] else np.stack(values)
+  return result

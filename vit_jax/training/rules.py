@@ -13,6 +13,8 @@ import jax
 
 from vit_jax import config as config_lib
 
+_LINES_SHOWN = 20
+
 
 def path_of(keys: Sequence[Any]) -> str:
   """Joins the keys that JAX gives for a leaf of a tree."""
@@ -64,3 +66,29 @@ def check(rules: Sequence, paths: Mapping[str, Any], where: str) -> None:
         f'{where}: no parameter matches {rule[0]!r} as a whole.'
         + config_lib.did_you_mean(rule[0], list(paths)[:40])
       )
+
+
+def misfits(
+  expected: Mapping[str, tuple], found: Mapping[str, tuple]
+) -> list[str]:
+  """Returns a line for each path whose shapes differ, or that one side lacks.
+
+  Args:
+    expected: shapes by path.
+    found: the same of what was read.
+  """
+  lines = [
+    f'  {path}: expected {expected.get(path, "nothing")}, '
+    f'found {found.get(path, "nothing")}'
+    for path in sorted({*expected, *found})
+    if expected.get(path) != found.get(path)
+  ]
+  if len(lines) > _LINES_SHOWN:
+    more = len(lines) - _LINES_SHOWN
+    lines[_LINES_SHOWN:] = [f'  ... and {more} more']
+  return lines
+
+
+def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the leaves of a tree by their path."""
+  return {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
