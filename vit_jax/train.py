@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from vit_jax import command_line, config
-from vit_jax.training import loop, schema, summary
+from vit_jax.training import loop, processes, schema, summary
 from vit_jax.training import run as run_lib
 
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
     '--check', action='store_true', help='print the plan of the run and stop'
   )
   known, overrides = command_line.split(options, arguments)
+  processes.start()
   resolved = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
   run = run_lib.prepare(resolved, planned=known.check)
   if known.check:

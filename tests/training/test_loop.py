@@ -166,7 +166,7 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(
   step = int(re.search(r'At step (\d+) ', text)[1])
   assert 'learning rate that is too high' in text
   assert 'optimizer.clip_norm' in text
-  assert f'--config.init.workdir={tmp_path}' in text
+  assert f'--config.init={tmp_path}' in text
   # What is kept is finite, and the newest that can be.
   state, _, kept = final(tmp_path)
   assert f'step {kept} is intact' in text
@@ -209,7 +209,7 @@ def test_starts_from_the_parameters_of_another_run(tiny, tmp_path):
     tiny(
       'total=4steps',
       'optimizer.learning_rate=1e-30',
-      f'init.workdir={tmp_path / "old"}',
+      f'init={tmp_path / "old"}',
       "init.fresh=('head/.*',)",
     ),
     tmp_path / 'new',
@@ -224,8 +224,8 @@ def test_starts_from_the_parameters_of_another_run(tiny, tmp_path):
 
 
 def test_a_run_to_start_from_that_is_none(tiny, tmp_path):
-  with pytest.raises(ConfigError, match='config.init.workdir'):
-    train(tiny(f'init.workdir={tmp_path / "nothing"}'), tmp_path / 'new')
+  with pytest.raises(ConfigError, match='config.init: There is no run'):
+    train(tiny(f'init={tmp_path / "nothing"}'), tmp_path / 'new')
 
 
 def test_a_workdir_belongs_to_one_configuration(tiny, tmp_path):
@@ -249,6 +249,7 @@ def test_leaves_what_every_run_leaves(tiny, tmp_path):
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {
     'config.json', 'metrics.jsonl', 'tensorboard', 'checkpoints', 'report',
+    '.lock',
   }  # fmt: skip
   plots = {path.stem for path in (tmp_path / 'report').iterdir()}
   assert plots == {

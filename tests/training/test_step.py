@@ -1,6 +1,5 @@
 """One step of training: the same on every mesh, and as it is configured."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,29 +51,56 @@ class Inputs:
 def open_split(config: Any, name: str) -> sources.Source:
   """Opens `config.data.train` or `config.data.test`."""
   section = config.data[name]
+  return open_source(
+    section.source, section.split, config.data.classes, f'config.data.{name}'
+  )
+
+
+def open_source(
+  source: str, split: str, classes: Sequence[str], where: str
+) -> sources.Source:
+  """Opens a source; ConfigError, which begins with `where`, if it cannot."""
   try:
-    return sources.open_source(section.source, section.split)
+    return sources.open_source(source, split, classes)
   except _REFUSALS as error:
-    raise ConfigError(f'config.data.{name}: {error}') from error
+    raise ConfigError(f'{where}: {error}') from error
 
 
 def open_preprocess(config: Any, name: str) -> preprocess.Preprocess:
   """Reads how training or test images are prepared."""
-  text = config.data[name].preprocess
+  return parse_preprocess(
+    config.data[name].preprocess,
+    f'config.data.{name}.preprocess',
+    fixed=name == 'test',
+  )
+
+
+def parse_preprocess(
+  text: str, where: str, fixed: bool
+) -> preprocess.Preprocess:
+  """Reads how images are prepared for a model.
+
+  Args:
+    text: see `vit_jax.data.preprocess`.
+    where: it stands, for messages.
+    fixed: whether it must not be random.
+
+  Raises:
+    ConfigError: it is not understood, leaves bytes, or is random.
+  """
   try:
     result = preprocess.parse(text)
   except ValueError as error:
-    raise ConfigError(f'config.data.{name}.preprocess: {error}') from error
+    raise ConfigError(f'{where}: {error}') from error
   if not re.search(r'\bvalue_range\b', text):
     raise ConfigError(
-      f'config.data.{name}.preprocess {text!r} leaves bytes, 0 to 255, but a '
-      "model takes floats. Add '|value_range(-1, 1)'."
+      f'{where} {text!r} leaves bytes, 0 to 255, but a model takes floats. '
+      "Add '|value_range(-1, 1)'."
     )
-  if name == 'test' and not result.deterministic:
+  if fixed and not result.deterministic:
     raise ConfigError(
-      f'config.data.test.preprocess {text!r} is random; evaluation must not '
-      "be. Use for example 'resize_small(256)|central_crop(224)|"
-      "value_range(-1, 1)'."
+      f'{where} {text!r} is random; evaluation must not be. Use for example '
+      "'resize_small(256)|central_crop(224)|value_range(-1, 1)'."
     )
   return result
 

@@ -1,22 +1,25 @@
 """The training loop: the only one, whatever is learned."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import mean_metrics
+from vit_jax.training import few_shot_inputs as few_shot_lib
 from vit_jax.training import flops as flops_lib
-from vit_jax.training import init_from, progress, report, summary
+from vit_jax.training import init_from, processes, progress, report, summary
 from vit_jax.training import inputs as inputs_lib
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.metrics import MetricsWriter
@@ -100,7 +103,6 @@ def _write_config(workdir: pathlib.Path, config: Any) -> None:
   text = json.dumps(config.to_dict(), indent=2) + '\n'
   temporary = workdir / 'config.json.tmp'
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
     temporary.write_text(text)
     temporary.replace(workdir / 'config.json')
   except OSError as error:
@@ -140,6 +142,8 @@ class _Loop:
     self.clock = progress.Clock()
     self.flops = flops_lib.training_flops(run.task, run.state.params)
     self.summed = mean_metrics.make_summed(run.task)
+    self.few_shot = few_shot_lib.make_figures(run, self.say_broken)
+    self.writer = None  # Only one process has one.
     self.pending = []  # (step, metrics on the devices) not yet looked at.
     self.tested = (0, {})  # Step and result of the newest evaluation.
     self.broken = set()  # Names of records that could not be read.
@@ -161,25 +165,43 @@ class _Loop:
       self.say_broken,
     )
 
+  def watched(self, batches: Iterable, step: int) -> Iterator[Any]:
+    """Passes batches on until the run is asked to stop."""
+    for batch in batches:
+      # At the end little is left to do: it is done, not left undone.
+      if self.stop() and step < self.run.total_steps:
+        raise Preempted(step)
+      yield batch
+
   def evaluate(self, state: Any, step: int) -> None:
     """Measures the task's metrics on the test data, and writes them."""
-
-    def batches():
-      for batch in self.test_batches():
-        # At the end little is left to do: it is done, not left undone.
-        if self.stop() and step < self.run.total_steps:
-          raise Preempted(step)
-        yield batch
-
-    means = mean_metrics.mean_metrics(self.summed, state.evaluated, batches())
+    means = mean_metrics.mean_metrics(
+      self.summed, state.evaluated, self.watched(self.test_batches(), step)
+    )
     values = {f'test/{name}': value for name, value in means.items()}
+    self.say_figures(step, values)
+    if self.few_shot:
+      watched = functools.partial(self.watched, step=step)
+      scores = self.few_shot(state.evaluated, watched)
+      self.say_figures(step, scores)
+      values |= scores
     self.tested = (step, values)
-    self.writer.write(step, values)
+    self.write(step, values)
+
+  def say_figures(self, step: int, values: Mapping[str, float]) -> None:
+    """Prints what was measured, but not how far it spreads."""
     shown = '  '.join(
-      f'{name} {value:,}' if isinstance(value, int) else f'{name} {value:.4f}'
+      f'{name.partition("/")[2]} '
+      + (f'{value:,}' if isinstance(value, int) else f'{value:.4f}')
       for name, value in values.items()
+      if not name.endswith(('_std', '_l2'))
     )
     self.bar.say(f'step {step:,}  {shown}')
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes one row of metrics, in the process that writes."""
+    if self.writer:
+      self.writer.write(step, values)
 
   def save(self, state: Any, step: int, wait: bool = False) -> None:
     """Saves a checkpoint, of finite numbers only."""
@@ -224,7 +246,7 @@ class _Loop:
       advice = (
         f'The checkpoint of step {kept[-1]:,} is intact. To go on from its '
         'parameters with other settings, start a new run with '
-        f'--config.init.workdir={self.workdir}.'
+        f'--config.init={self.workdir}.'
       )
     return (
       f'At step {step:,} {what} is not finite. {advice}\nLikely causes:'
@@ -260,7 +282,7 @@ class _Loop:
       )
     if self.broken:
       values['data/broken'] = len(self.broken)
-    self.writer.write(step, values)
+    self.write(step, values)
     self.bar.log(step, figures)
 
   def steps(self, state: Any, start: int) -> Any:
@@ -326,26 +348,37 @@ class _Loop:
       _, meta, _ = self.checkpoints.load(('step',))
       check_same_run(meta['config'], self.config, self.workdir)
     restored = self.checkpoints.restore(self.run.state)
-    if restored is None:
-      return init_from.initial_state(self.run), 0
-    state, _, start = restored
-    return state, start
+    if restored is not None:
+      state, _, start = restored
+      return state, start
+    state, origin = init_from.initial_state(self.run)
+    if origin:
+      if processes.first():
+        origin.write(self.workdir / 'init.json')
+      for line in origin.lines():
+        self.console.print(line, highlight=False, markup=False)
+    return state, 0
 
   def go(self) -> bool:
     """Trains to the end from wherever the run is; False if it was there."""
     with contextlib.ExitStack() as stack:
+      stack.enter_context(processes.only_run_in(self.workdir))
       stack.enter_context(self.checkpoints)
       stack.enter_context(jax.set_mesh(self.run.mesh))
       state, start = self.restore()
       finished = start >= self.run.total_steps
-      if finished and (self.workdir / 'report').exists():
+      reported = (self.workdir / 'report').exists()
+      if finished and multihost_utils.broadcast_one_to_all(reported):
         return False
-      _write_config(self.workdir, self.config)
+      if processes.first():
+        _write_config(self.workdir, self.config)
+        self.writer = stack.enter_context(
+          contextlib.closing(MetricsWriter(self.workdir, start))
+        )
       self.console.print(summary.of_plan(self.run))
-      self.writer = stack.enter_context(
-        contextlib.closing(MetricsWriter(self.workdir, start))
-      )
-      self.stop = stack.enter_context(stop_requests())
+      asked = stack.enter_context(stop_requests())
+      agree = processes.Agreement(self.run.mesh)
+      self.stop = lambda: agree(asked())
       self.bar = stack.enter_context(
         contextlib.closing(
           progress.ProgressBar(self.console, start, self.run.total_steps)
@@ -354,7 +387,8 @@ class _Loop:
       if start:
         self.bar.say(f'Going on from step {start:,}.')
       state = self.steps(state, start)
-      report.write(self.workdir)
+      if processes.first():
+        report.write(self.workdir)
       report.write_examples(
         self.workdir, self.run.task, state.evaluated, self.test_batches()
       )
@@ -372,7 +406,9 @@ def train(run: Run, workdir: pathlib.Path, console: Console) -> None:
     Preempted: asked to stop; everything is saved.
     TrainingError: the loss is not finite.
   """
+  console = processes.console(console)
   if not _Loop(run, workdir, console).go():
     console.print(f'This run is finished: {run.total_steps:,} steps done.')
     return
-  console.print(summary.of_results(workdir, run))
+  if processes.first():
+    console.print(summary.of_results(workdir, run))

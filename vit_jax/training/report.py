@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from vit_jax.training import metrics
+from vit_jax.training import metrics, processes
 
 Rows = list[dict[str, float]]
 
@@ -258,6 +258,7 @@ def write_examples(
   files = []
   with matplotlib.rc_context(_STYLE):
     for name, figure in task.pictures(variables, batches):
-      files.append(_folder(workdir) / f'{name}.png')
-      figure.savefig(files[-1])
+      if processes.first():
+        files.append(_folder(workdir) / f'{name}.png')
+        figure.savefig(files[-1])
   return files

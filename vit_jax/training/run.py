@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError, Duration
-from vit_jax.training import checks, schema
+from vit_jax.evaluation import few_shot
+from vit_jax.training import checks, few_shot_inputs, schema
 from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import optimizer as optimizer_lib
@@ -36,6 +37,7 @@ class Run:
     total_steps: length of the run.
     state: shapes of the training state, each with its sharding.
     train_step: jitted; from (state, batch) to (state, metrics).
+    few_shot: data of `config.eval.few_shot`; None without.
   """
 
   config: ConfigDict
@@ -47,6 +49,7 @@ class Run:
   total_steps: int
   state: state_lib.State
   train_step: Callable
+  few_shot: few_shot_inputs.FewShotInputs | None = None
 
   @property
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -94,17 +97,20 @@ def make_task(
 ) -> Any:
   """Returns the task of a configuration, with its model."""
   model = config.model.to_dict()
+  supplied = dict(
+    num_classes=len(class_names),
+    dtype=jnp.dtype(config.precision.compute),
+    softmax_dtype=jnp.dtype(config.precision.softmax),
+  )
   task = config.task.to_dict()
   make_model = schema.MODELS[model.pop('name')]
   make = schema.TASKS[task.pop('name')]
+  # Not every model has a softmax.
+  fields = {field.name for field in dataclasses.fields(make_model)}
+  supplied = {key: supplied[key] for key in supplied if key in fields}
   try:
     return make(
-      model=make_model(
-        num_classes=len(class_names),
-        dtype=jnp.dtype(config.precision.compute),
-        softmax_dtype=jnp.dtype(config.precision.softmax),
-        **model,
-      ),
+      model=make_model(**supplied, **model),
       class_names=tuple(class_names),
       image_shape=tuple(image_shape),
       **task,
@@ -151,6 +157,20 @@ def _check_traces(run: Run) -> None:
   checks.check_best(run.config.checkpoint.best, metrics)
 
 
+def _with_few_shot(run: Run) -> Run:
+  """Returns the run with what few-shot evaluation reads, if it does any."""
+  settings = run.config.eval.few_shot
+  if not settings.shots or run.inputs.planned:
+    return run
+  opened = few_shot_inputs.open_few_shot(
+    run.config, settings, run.inputs.image_shape, run.inputs.source
+  )
+  features = few_shot.make_features(run.task.model, settings.feature)
+  with jax.set_mesh(run.mesh):
+    jax.eval_shape(features, run.state.evaluated, run.batch)
+  return dataclasses.replace(run, few_shot=opened)
+
+
 def prepare(
   config: ConfigDict,
   devices: Sequence[Any] | None = None,
@@ -168,6 +188,7 @@ def prepare(
     ConfigError: for whatever would not work.
   """
   checks.check_values(config)
+  checks.check_init(config.init)
   mesh = mesh_lib.make(config.mesh, devices)
   checks.check_batches(config, mesh)
   inputs = inputs_lib.open_inputs(config, planned)
@@ -176,7 +197,6 @@ def prepare(
   key = jax.eval_shape(lambda: state_lib.random_key(config.seed))
   params = abstract_params(task, mesh, key)
   optimizer_lib.check(config.optimizer, params)
-  checks.check_init(config.init, params)
   optimizer = optimizer_lib.make(config.optimizer, schedule, params)
   shapes = jax.eval_shape(
     functools.partial(_create_state, config, optimizer), params, key
@@ -199,4 +219,4 @@ def prepare(
     config, inputs, mesh, task, schedule, optimizer, total, state, train_step
   )
   _check_traces(run)
-  return run
+  return _with_few_shot(run)

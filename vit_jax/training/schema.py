@@ -8,11 +8,14 @@ import dataclasses
 from typing import Literal
 
 from vit_jax.config import Duration, Field, OneOf
+from vit_jax.evaluation import few_shot
+from vit_jax.models.mixer import Mixer
+from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import ViT
 from vit_jax.tasks.classification import Classification
 from vit_jax.training import mesh, optimizer, schedule
 
-MODELS = {'vit': ViT}
+MODELS = {'mixer': Mixer, 'resnet': ResNet, 'vit': ViT}
 TASKS = {'classification': Classification}
 
 
@@ -53,15 +56,6 @@ class Precision:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """`config.eval`."""
-
-  every: Duration
-  # None: as in training.
-  batch_size: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Checkpointing:
   """`config.checkpoint`."""
 
@@ -74,12 +68,18 @@ class Checkpointing:
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-  """`config.init`: where parameters start."""
+  """`config.init`: where parameters start; only a path can stand for it."""
 
-  # The workdir of another run, or '' for fresh ones.
-  workdir: str = ''
-  # Regular expressions of parameters that start fresh all the same.
+  # The workdir of another run, or a released checkpoint; '' for fresh ones.
+  path: str = ''
+  # Regular expressions of parameters that start fresh all the same, or that
+  # are there but not wanted.
   fresh: tuple = ()
+  # Rows and columns of its position embeddings, where it does not tell.
+  grid: tuple = ()
+  # How position embeddings are made to fit other rows and columns: as the
+  # released fine-tuning code does, or as image resizing does.
+  resize: Literal['align_corners', 'half_pixel'] = 'align_corners'
 
 
 SCHEMA = {
@@ -91,6 +91,9 @@ SCHEMA = {
   'data': {
     'train': Split,
     'test': Split,
+    # Names of the only classes to use, in the order of their labels; () uses
+    # all.
+    'classes': Field(tuple, ()),
     # Processes that read ahead; 0 reads in threads of the main one.
     'workers': Field(int, 0),
     # Share of records that may be broken before the run stops.
@@ -104,7 +107,12 @@ SCHEMA = {
   'schedule': OneOf(schedule.SCHEDULES),
   'mesh': mesh.Settings,
   'precision': Precision,
-  'eval': Evaluation,
+  'eval': {
+    'every': Field(Duration),
+    # None: as in training.
+    'batch_size': Field(int | None, None),
+    'few_shot': few_shot.Settings,
+  },
   'checkpoint': Checkpointing,
   'log_every': Field(Duration, '50steps'),
   'init': Init,

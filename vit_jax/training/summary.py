@@ -110,22 +110,29 @@ def of_plan(run: Any) -> Group:
   return Group(what)
 
 
+def training_seconds(rows: list[dict[str, float]], batch_size: int) -> float:
+  """Returns how long a run has trained, without compiling and evaluating."""
+  timed = [row for row in rows if 'speed/images_per_sec' in row]
+  rates = np.asarray([row['speed/images_per_sec'] for row in timed])
+  steps = np.diff([0, *(row['step'] for row in timed)])
+  return float((steps * batch_size / rates).sum())
+
+
 def of_results(workdir: pathlib.Path, run: Any) -> Table:
   """Returns what a finished run has reached."""
   rows = metrics.read(workdir)
   last = {key: value for row in rows for key, value in row.items()}
   table = _table('finished')
   for key, value in last.items():
-    if key.startswith('test/'):
+    if key.startswith(('test/', 'few_shot/')):
       counted = key == 'test/examples'
       table.add_row(key, f'{value:,.0f}' if counted else f'{value:.4f}')
   if 'train/loss' in last:
     table.add_row('train/loss', f'{last["train/loss"]:.4f}')
   timed = [row for row in rows if 'speed/images_per_sec' in row]
   if timed:
-    rates = np.asarray([row['speed/images_per_sec'] for row in timed])
-    steps = np.diff([0, *(row['step'] for row in timed)])
-    seconds = (steps * run.config.batch_size / rates).sum()
+    rates = [row['speed/images_per_sec'] for row in timed]
+    seconds = training_seconds(rows, run.config.batch_size)
     table.add_row('images/s', f'{np.median(rates):,.0f} (median)')
     table.add_row('training time', progress.spelled(seconds))
   if 'data/broken' in last:

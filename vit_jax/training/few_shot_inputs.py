@@ -1,0 +1,131 @@
+"""Few-shot evaluation of a run: what it reads, opened and checked."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from vit_jax.config import ConfigError
+from vit_jax.data import pipeline, preprocess, sources
+from vit_jax.evaluation import few_shot
+from vit_jax.training import inputs as inputs_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotInputs:
+  """Data of few-shot evaluation.
+
+  Attributes:
+    train: where the few examples are chosen.
+    test: what is classified by them.
+    preprocess: of both.
+  """
+
+  train: sources.Source
+  test: sources.Source
+  preprocess: preprocess.Preprocess
+
+
+def open_few_shot(
+  config: Any,
+  settings: Any,
+  image_shape: tuple[int, int, int],
+  opened: Mapping[str, sources.Source] | None = None,
+) -> FewShotInputs:
+  """Opens what few-shot evaluation reads.
+
+  Args:
+    config: complete; what the settings leave open is as in `config.data`.
+    settings: those of `few_shot.Settings`.
+    image_shape: that the model takes: height, width, channels.
+    opened: `train` and `test` of `config.data`, where they are open already.
+
+  Raises:
+    ConfigError: the settings cannot work, or the data is not there, or not
+      as the model needs it.
+  """
+  few_shot.check(settings)
+  source = {
+    name: _open(config, settings, name, opened) for name in ('train', 'test')
+  }
+  inputs_lib.check_classes(
+    source['train'].class_names, source['test'].class_names
+  )
+  if settings.preprocess:
+    transform = inputs_lib.parse_preprocess(
+      settings.preprocess, 'config.eval.few_shot.preprocess', fixed=True
+    )
+  else:
+    transform = inputs_lib.open_preprocess(config, 'test')
+  for name in source:
+    _check_shape(name, source[name], transform, image_shape)
+  return FewShotInputs(source['train'], source['test'], transform)
+
+
+def _open(
+  config: Any, settings: Any, name: str, opened: Mapping | None
+) -> sources.Source:
+  split = getattr(settings, f'{name}_split')
+  if opened and not (settings.source or split):
+    return opened[name]
+  section = config.data[name]
+  return inputs_lib.open_source(
+    settings.source or section.source,
+    split or section.split,
+    () if settings.source else config.data.classes,
+    f'config.eval.few_shot, {name}',
+  )
+
+
+def _check_shape(
+  name: str,
+  source: sources.Source,
+  transform: preprocess.Preprocess,
+  expected: tuple[int, int, int],
+) -> None:
+  """Raises ConfigError if images are not such as the model takes."""
+  where = f'config.eval.few_shot: preprocess {transform.text!r}'
+  try:
+    shape = tuple(pipeline.example_shape(source, transform))
+  except ValueError as error:
+    raise ConfigError(f'{where} fails: {error}.') from error
+  if shape != tuple(expected):
+    raise ConfigError(
+      f'{where} makes {shape} (height, width, channels) of {name} images, but '
+      f'the model takes {tuple(expected)}. Resize them to that.'
+    )
+
+
+def make_figures(
+  run: Any, say: inputs_lib.Say
+) -> Callable[[Any, Callable], dict[str, float]] | None:
+  """Returns what measures a run's few-shot accuracy, None if nothing shall.
+
+  It takes variables and a function that batches are passed through, and gives
+  `few_shot.figures`.
+
+  Args:
+    run: prepared.
+    say: is told of broken records.
+
+  Raises:
+    ConfigError: a class has too few training examples.
+  """
+  if run.few_shot is None:
+    return None
+  data, settings = run.few_shot, run.config.eval.few_shot
+  evaluate = few_shot.make_evaluator(
+    run.task.model, settings, data.train, data.test
+  )
+
+  def figures(variables: Any, through: Callable) -> dict[str, float]:
+    def batches(source: sources.Source) -> Iterator[inputs_lib.Batch]:
+      return through(
+        inputs_lib.test_batches(
+          run.config, source, data.preprocess, run.mesh, say
+        )
+      )
+
+    results = evaluate(variables, batches)
+    return few_shot.figures(results, with_l2=len(settings.l2) > 1)
+
+  return figures
