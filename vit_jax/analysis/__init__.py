@@ -1,0 +1,1 @@
+"""Pictures and figures of models, trained or not."""
