@@ -19,6 +19,11 @@ def main(arguments: Sequence[str], console: Console) -> None:
   options.add_argument(
     '--check', action='store_true', help='print the plan of the run and stop'
   )
+  options.add_argument(
+    '--profile',
+    metavar='STEP:COUNT',
+    help='trace so many steps into WORKDIR/profile, for xprof',
+  )
   known, overrides = command_line.split(options, arguments)
   processes.start()
   resolved = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
@@ -26,7 +31,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   if known.check:
     console.print(summary.of_plan(run))
     return
-  loop.train(run, command_line.required(known.workdir), console)
+  workdir = command_line.required(known.workdir)
+  loop.train(run, workdir, console, known.profile)
 
 
 if __name__ == '__main__':

@@ -152,14 +152,3 @@ def test_half_a_description_of_processes_is_refused(monkeypatch):
   monkeypatch.setenv('JAX_PROCESS_COUNT', '2')
   with pytest.raises(ConfigError, match='JAX_PROCESS_ID=None.*Give all three'):
     processes.start()
-
-
-def test_a_workdir_holds_one_run_at_a_time(tmp_path):
-  with (
-    processes.only_run_in(tmp_path),
-    pytest.raises(ConfigError, match='Another run is going on'),
-    processes.only_run_in(tmp_path),
-  ):
-    raise AssertionError('both run')
-  with processes.only_run_in(tmp_path):
-    pass

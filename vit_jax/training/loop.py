@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import pathlib
 import signal
 import time
@@ -15,22 +14,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from vit_jax.config import ConfigError
 from vit_jax.evaluation import mean_metrics
 from vit_jax.training import few_shot_inputs as few_shot_lib
 from vit_jax.training import flops as flops_lib
-from vit_jax.training import init_from, processes, progress, report, summary
+from vit_jax.training import (
+  init_from,
+  processes,
+  progress,
+  report,
+  summary,
+  watch,
+)
 from vit_jax.training import inputs as inputs_lib
+from vit_jax.training import workdir as workdir_lib
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.run import Run
-
-# What may differ from the configuration that a workdir was begun with.
-_MAY_CHANGE = (
-  'checkpoint', 'data.max_broken', 'data.workers', 'eval', 'log_every',
-  'mesh', 'total',
-)  # fmt: skip
-
 
 # Steps that are sent to the devices before one is waited for.
 _AHEAD = 2
@@ -66,51 +65,6 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
 
-def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
-
-
-def check_same_run(before: Mapping, config: Any, workdir: pathlib.Path) -> None:
-  """Raises ConfigError if a checkpoint is of a run of another configuration.
-
-  Args:
-    before: the configuration in the checkpoint.
-    config: of this run.
-    workdir: for the message.
-  """
-  old, new = _flat(before), _flat(json.loads(json.dumps(config.to_dict())))
-  different = [
-    f'  {key}: was {old.get(key)!r}, is {new.get(key)!r}'
-    for key in sorted({*old, *new})
-    if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
-  ]
-  if different:
-    raise ConfigError(
-      f'{workdir} holds a run of another configuration:\n'
-      + '\n'.join(different)
-      + '\nGo on with the old values, or choose another --workdir.'
-    )
-
-
-def _write_config(workdir: pathlib.Path, config: Any) -> None:
-  """Writes `config.json`, whole or not at all."""
-  text = json.dumps(config.to_dict(), indent=2) + '\n'
-  temporary = workdir / 'config.json.tmp'
-  try:
-    temporary.write_text(text)
-    temporary.replace(workdir / 'config.json')
-  except OSError as error:
-    raise ConfigError(
-      f'--workdir={workdir} cannot be written: {error}.'
-    ) from error
-
-
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
   leaves = [
@@ -124,8 +78,16 @@ def _all_finite(tree: Any) -> jax.Array:
 class _Loop:
   """The state of `train`, so that its parts can be functions of a screen."""
 
-  def __init__(self, run: Run, workdir: pathlib.Path, console: Console):
+  def __init__(
+    self,
+    run: Run,
+    workdir: pathlib.Path,
+    console: Console,
+    profile: str | None,
+  ):
     self.run = run
+    self.profile = watch.Profile(profile, workdir)
+    self.compilations = watch.compilations()
     self.config = run.config
     self.console = console
     self.checkpoints = Checkpoints(
@@ -280,6 +242,9 @@ class _Loop:
         f'  {images:,.0f} img/s  wait {waited / seconds:.0%}'
         f'  ETA {progress.spelled(left)}'
       )
+    values |= watch.memory(self.run.mesh.devices.flat)
+    values['compile/count'] = self.compilations['count']
+    values['compile/seconds'] = self.compilations['seconds']
     if self.broken:
       values['data/broken'] = len(self.broken)
     self.write(step, values)
@@ -300,7 +265,12 @@ class _Loop:
         asked = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - asked
-        state, metrics = self.run.train_step(state, batch)
+        self.profile.before(step)
+        before = self.compilations['count']
+        given, (state, metrics) = state, self.run.train_step(state, batch)
+        if step > start + 1 and self.compilations['count'] > before:
+          self.say_compiled(step, given, batch)
+        self.profile.after(step, metrics)
         self.pending.append((step, metrics))
         self.bar.step(step)
         if step == start + 1:
@@ -317,6 +287,16 @@ class _Loop:
           self.save_now(state, step)
           raise
     return state
+
+  def say_compiled(self, step: int, state: Any, batch: Any) -> None:
+    """Says that a step was compiled again, which costs time, and why."""
+    what = watch.difference(
+      {'state': self.run.state, 'batch': self.run.batch},
+      {'state': state, 'batch': batch},
+    )
+    self.bar.say(
+      f'step {step:,} was compiled again: ' + ('; '.join(what) or 'no change')
+    )
 
   def after_step(self, state: Any, step: int, last: bool) -> None:
     """Logs, evaluates and saves where it is time to."""
@@ -346,7 +326,7 @@ class _Loop:
     """Returns the state to go on from, or a new one, and its step."""
     if self.checkpoints.steps():
       _, meta, _ = self.checkpoints.load(('step',))
-      check_same_run(meta['config'], self.config, self.workdir)
+      workdir_lib.check_same_run(meta['config'], self.config, self.workdir)
     restored = self.checkpoints.restore(self.run.state)
     if restored is not None:
       state, _, start = restored
@@ -362,8 +342,9 @@ class _Loop:
   def go(self) -> bool:
     """Trains to the end from wherever the run is; False if it was there."""
     with contextlib.ExitStack() as stack:
-      stack.enter_context(processes.only_run_in(self.workdir))
+      stack.enter_context(workdir_lib.only_run_in(self.workdir))
       stack.enter_context(self.checkpoints)
+      stack.enter_context(contextlib.closing(self.profile))
       stack.enter_context(jax.set_mesh(self.run.mesh))
       state, start = self.restore()
       finished = start >= self.run.total_steps
@@ -371,7 +352,7 @@ class _Loop:
       if finished and multihost_utils.broadcast_one_to_all(reported):
         return False
       if processes.first():
-        _write_config(self.workdir, self.config)
+        workdir_lib.write_config(self.workdir, self.config)
         self.writer = stack.enter_context(
           contextlib.closing(MetricsWriter(self.workdir, start))
         )
@@ -395,11 +376,22 @@ class _Loop:
     return True
 
 
-def train(run: Run, workdir: pathlib.Path, console: Console) -> None:
+def train(
+  run: Run,
+  workdir: pathlib.Path,
+  console: Console,
+  profile: str | None = None,
+) -> None:
   """Trains to the end, from wherever the workdir is.
 
   Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and
   `report/` in the workdir.
+
+  Args:
+    run: what to do.
+    workdir: of the run.
+    console: to print on.
+    profile: steps to trace, see `watch.Profile`.
 
   Raises:
     ConfigError: the workdir holds another run, or cannot be written.
@@ -407,7 +399,7 @@ def train(run: Run, workdir: pathlib.Path, console: Console) -> None:
     TrainingError: the loss is not finite.
   """
   console = processes.console(console)
-  if not _Loop(run, workdir, console).go():
+  if not _Loop(run, workdir, console, profile).go():
     console.print(f'This run is finished: {run.total_steps:,} steps done.')
     return
   if processes.first():

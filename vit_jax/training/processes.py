@@ -5,14 +5,10 @@ what a run leaves beside its checkpoints, and prints.
 """
 
 import collections
-import contextlib
-import fcntl
 import glob
 import importlib.util
 import io
 import os
-import pathlib
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -106,31 +102,3 @@ class Agreement:
 @jax.jit
 def _any(votes: jax.Array) -> jax.Array:
   return jnp.any(votes)
-
-
-@contextlib.contextmanager
-def only_run_in(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds a workdir for this run alone, until it ends in whatever way.
-
-  Raises:
-    ConfigError: another run holds it, or it cannot be written.
-  """
-  if not first():
-    yield
-    return
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / '.lock').open('a')
-  except OSError as error:
-    raise ConfigError(
-      f'--workdir={workdir} cannot be written: {error}.'
-    ) from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise ConfigError(
-        f'Another run is going on in --workdir={workdir}. Wait for it or stop '
-        'it, or choose another folder.'
-      ) from error
-    yield

@@ -18,8 +18,8 @@ from vit_jax.training.checkpoint import Checkpoints
 # What may be overridden of a finished run: the rest made it what it is, or is
 # of no use any more.
 _MAY_CHANGE = (
-  'batch_size', 'data.max_broken', 'data.test.', 'data.workers',
-  'eval.batch_size', 'mesh.', 'precision.',
+  'batch_size', 'data.classes', 'data.max_broken', 'data.test.',
+  'data.workers', 'eval.batch_size', 'mesh.', 'precision.',
 )  # fmt: skip
 # How images are prepared for a model that takes any number of patches, unless
 # a person says otherwise.
