@@ -14,6 +14,8 @@ setuptools.setup(
   package_data={'vit_jax.data': ['class_names/*']},
   install_requires=[
     'flax>=0.12.8,<0.13',
+    # Repairs broken encodings in captions, as CLIP's tokenizer does.
+    'ftfy>=6.3',
     'grain>=0.2.18,<0.3',
     'jax>=0.10.2,<0.11',
     'matplotlib>=3.10',
@@ -32,6 +34,7 @@ setuptools.setup(
     # Ships the digits data set of the first run.
     'scikit-learn>=1.7',
     'tensorboardX>=2.6.4',
+    'tokenizers>=0.23',
   ],
   extras_require={
     'tpu': ['jax[tpu]>=0.10.2,<0.11'],

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from vit_jax.data import images, sources
+from vit_jax.data import images, sources, unique_order
 
 # The key under which a batch carries its broken records, {index: message}, to
 # the main process.
@@ -101,6 +101,7 @@ class Builder:
     process_count: int,
     threads: int,
     seed: int | None,
+    order: unique_order.UniqueOrder | None,
     tolerated: float,
   ):
     """Makes a builder.
@@ -116,6 +117,7 @@ class Builder:
       threads: Examples made at the same time.
       seed: For training: order and augmentation, endless. None for evaluation:
         each record once, in order, with a mask.
+      order: For training: which record is at each position; None shuffles.
       tolerated: Number of broken records after which looking for a replacement
         is pointless, because the run will be stopped.
     """
@@ -128,6 +130,7 @@ class Builder:
     self._template_name = template_name
     self.threads = threads
     self._seed = seed
+    self._given_order = order
     self._tolerated = tolerated
     self._closed = False
     self._start()
@@ -137,7 +140,7 @@ class Builder:
     if self._seed is not None:
       self._randomness = Randomness(self._seed)
       shuffled = grain.MapDataset.range(len(self._source)).seed(self._seed)
-      self._order = shuffled.shuffle().repeat()
+      self._order = self._given_order or shuffled.shuffle().repeat()
     self._lock = threading.Lock()
     self._pool = None
 

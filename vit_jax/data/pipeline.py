@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.data import batching, sources
+from vit_jax.data import batching, sources, unique_order
 from vit_jax.data import preprocess as preprocess_lib
 
 Batch = dict[str, np.ndarray]
@@ -43,6 +43,7 @@ class Batches(Iterator[Batch]):
     *,
     batch_size: int,
     seed: int | None,
+    order: unique_order.UniqueOrder | None = None,
     steps: range,
     process_index: int,
     process_count: int,
@@ -78,6 +79,7 @@ class Batches(Iterator[Batch]):
       process_count=process_count,
       threads=threads or _default_threads(source[index], workers),
       seed=seed,
+      order=order,
       tolerated=self._tolerated,
     )
     read = grain.ReadOptions(
@@ -132,6 +134,7 @@ def train_batches(
   *,
   batch_size: int,
   seed: int,
+  order: unique_order.UniqueOrder | None = None,
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -149,6 +152,8 @@ def train_batches(
     preprocess: What to do with each record.
     batch_size: Examples of a step in all processes together.
     seed: Of order and augmentation, 0 to 2**32 - 1.
+    order: Which record is at each position; by default each epoch is a new
+      shuffle of all.
     start_step: Step of the first batch; that is all a resumed run needs.
     process_index: Which contiguous part of each batch to return.
     process_count: Number of such parts.
@@ -177,6 +182,7 @@ def train_batches(
     preprocess,
     batch_size=batch_size,
     seed=seed,
+    order=order,
     steps=range(start_step, _ENDLESS),
     process_index=process_index,
     process_count=process_count,

@@ -7,26 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.models.transformer import constrain
-from vit_jax.training import mesh as mesh_lib
+from vit_jax.training import gradient_cache
 from vit_jax.training import optimizer as optimizer_lib
 from vit_jax.training.state import State, step_key
 
 Metrics = dict[str, jax.Array]
-
-
-def _micro_batches(batch: Any, count: int) -> Any:
-  """Splits a batch into `count` parts along a new first axis.
-
-  Each part takes every count-th example, so that no example has to move to
-  another device.
-  """
-
-  def split(x):
-    x = x.reshape(x.shape[0] // count, count, *x.shape[1:])
-    return constrain(x.swapaxes(0, 1), None, *mesh_lib.BATCH)
-
-  return jax.tree.map(split, batch)
 
 
 def _gradients(task: Any, params: Any, batch: Any, key: Any, step: Any):
@@ -42,7 +27,7 @@ def _accumulated(
   task: Any, params: Any, batch: Any, key: Any, step: Any, count: int
 ):
   """Means of `_gradients` over micro-batches, each with its own key."""
-  parts = _micro_batches(batch, count)
+  parts = gradient_cache.split(batch, count)
   shape = jax.eval_shape(
     lambda part: _gradients(task, params, part, key, step),
     jax.tree.map(lambda x: x[0], parts),

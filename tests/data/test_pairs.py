@@ -1,0 +1,116 @@
+"""Batches of images with tokens: from a spec, in any process, without twins."""
+
+import contextlib
+import pickle
+
+import numpy as np
+import pytest
+
+from vit_jax.data import captions, pairs, pipeline, preprocess, unique_order
+from vit_jax.data.tokenizer import Tokenizer, train_merges
+
+
+@pytest.fixture(scope='module')
+def source():
+  return captions.open_source('shapes:pixels=16', 'train[:40]')
+
+
+@pytest.fixture(scope='module')
+def process(source):
+  merges = train_merges([source.captions(i)[0] for i in range(40)], 600)
+  return pairs.PairPreprocess(
+    preprocess.parse('random_crop(14)|value_range(-1, 1)'), Tokenizer(merges, 8)
+  )
+
+
+def test_parts_of_sources_are_joined(source):
+  joined = captions.open_source(
+    'shapes:pixels=16 + shapes:pixels=32,seed=5', 'test[:2]+train[3:5]'
+  )
+  other = captions.open_source('shapes:pixels=32,seed=5', 'train')
+  assert len(joined) == 8
+  assert [joined[i]['image'].shape[0] for i in range(8)] == [16] * 4 + [32] * 4
+  assert joined.captions(2) == source.captions(3)
+  assert joined.captions(7) == joined[7]['texts'] == other.captions(4)
+  assert joined.fields(7) == other.fields(4)
+  assert joined.name(7) == 'train/4'
+  with pytest.raises(IndexError):
+    joined[8]
+
+
+@pytest.mark.parametrize(
+  'spec, split, message',
+  [
+    ('shape:pixels=16', 'train', "unknown source .*did you mean 'shapes'"),
+    ('captions:', 'train', "bad source 'captions:'"),
+    ('shards', 'train', "bad source 'shards'"),
+    ('shapes', 'val', "shapes has no split 'val'"),
+  ],
+)
+def test_unknown_sources_are_refused(spec, split, message):
+  with pytest.raises(ValueError, match=message):
+    captions.open_source(spec, split)
+
+
+def test_batches_hold_images_and_tokens(source, process):
+  def take(**options):
+    with contextlib.closing(
+      pipeline.train_batches(
+        source, process, batch_size=8, seed=3, start_step=2, **options
+      )
+    ) as batches:
+      return next(batches)
+
+  batch, again = take(threads=1), take(workers=1)
+  for name, value in batch.items():
+    np.testing.assert_array_equal(value, again[name])
+  assert batch['image'].shape == (8, 14, 14, 3)
+  assert batch['text'].shape == (8, 8)
+  # Six tokens are enough for short captions only.
+  assert 0 < batch['truncated'].sum() < 8
+
+
+def test_a_caption_is_drawn_and_the_first_says_what_is_the_same(process):
+  record = {'image': np.zeros((16, 16, 3), np.uint8), 'texts': ('red', 'blue')}
+  rngs = map(np.random.default_rng, range(40))
+  examples = [process(record, rng) for rng in rngs]
+  decode = process.tokenizer.decode
+  drawn = [decode(example['text']) for example in examples]
+  assert 10 < drawn.count('red') == 40 - drawn.count('blue') < 30
+  assert len({int(example['identity']) for example in examples}) == 1
+  same, other = pairs.identity(' RED'), pairs.identity('blue')
+  assert examples[0]['identity'] == same != other
+  assert same.dtype == np.int32
+  fixed = pairs.PairPreprocess(
+    preprocess.parse('value_range(-1, 1)'), process.tokenizer
+  )
+  assert fixed.deterministic and not process.deterministic
+  assert decode(fixed(record)['text']) == 'red'
+
+
+def test_no_batch_holds_an_identity_twice():
+  identities = [5, 7, 5, 9, 9, 9, -2, 4, 5, 11]
+  order = unique_order.UniqueOrder(identities, batch_size=4, seed=1)
+  copy = pickle.loads(pickle.dumps(order))
+  records = [order[position] for position in range(120)]
+  assert records == [copy[position] for position in range(120)]
+  found = np.array(identities)[records]
+  for batch in found.reshape(30, 4):
+    assert len(set(batch)) == 4
+  # Each of the 6 identities comes as often, and so does each record of one.
+  for identity in set(identities):
+    assert 11 < (found == identity).sum() < 29
+  assert set(records) == set(range(10))
+  assert 2 < records.count(3) < 14
+  other = unique_order.UniqueOrder(identities, batch_size=4, seed=2)
+  assert records != [other[position] for position in range(120)]
+  with pytest.raises(ValueError, match='10 records have 6'):
+    unique_order.UniqueOrder(identities, batch_size=7, seed=0)
+
+
+def test_identities_are_those_of_the_first_captions():
+  twice = captions.open_source('shapes + shapes', 'train[:5]')
+  found = unique_order.identities(twice)
+  assert found[:5] == found[5:]
+  assert found[3] == pairs.identity(twice.captions(3)[0])
+  assert len(set(found)) == 5

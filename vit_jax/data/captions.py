@@ -1,0 +1,142 @@
+"""Sources of images with captions, found by name.
+
+A source is named by a spec:
+
+  shapes:pixels=32   coloured shapes, drawn by code
+  captions:PATH      a table of captions beside images, in a folder or a .tar
+  shards:PATH        .tar files of the WebDataset layout
+
+Several are joined with ' + '.
+"""
+
+import bisect
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from vit_jax.data import caption_files, caption_shards, shapes, splits
+
+# Each returns, for what follows the colon, how to open each split there is.
+_FAMILIES = {
+  'shapes': shapes.shapes,
+  'captions': caption_files.open_captions,
+  'shards': caption_shards.open_shards,
+}
+
+
+class CaptionSource(Protocol):
+  """Random access to images with captions; picklable, read from threads."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns one record.
+
+    Args:
+      index: From 0 to `len(self) - 1`.
+
+    Returns:
+      'image': uint8 [height, width, channels], or the bytes of an image file;
+      'texts': tuple of one or more captions. Sources may add more.
+    """
+    ...
+
+  def captions(self, index: int) -> tuple[str, ...]:
+    """Returns the captions of a record, without reading its image."""
+    ...
+
+  def fields(self, index: int) -> Mapping[str, Any]:
+    """Returns what else is known of a record, by name."""
+    ...
+
+  def name(self, index: int) -> str:
+    """Returns what a person calls the record."""
+    ...
+
+
+class JoinedCaptions:
+  """Ranges of other sources, one after the other.
+
+  Attributes:
+    parts: Pairs of a source and the range of its records to show.
+  """
+
+  def __init__(self, parts: Sequence[tuple[CaptionSource, range]]):
+    self.parts = tuple(parts)
+    lengths = [len(indices) for _, indices in self.parts]
+    self._ends = list(itertools.accumulate(lengths))
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    source, index = self._locate(index)
+    return source[index]
+
+  def captions(self, index: int) -> tuple[str, ...]:
+    source, index = self._locate(index)
+    return source.captions(index)
+
+  def fields(self, index: int) -> Mapping[str, Any]:
+    source, index = self._locate(index)
+    return source.fields(index)
+
+  def name(self, index: int) -> str:
+    source, index = self._locate(index)
+    return source.name(index)
+
+  def _locate(self, index: int) -> tuple[CaptionSource, int]:
+    """Returns which source holds a record, and the record's index in it."""
+    if not 0 <= index < len(self):
+      raise IndexError(f'record {index} of {len(self)}')
+    part = bisect.bisect_right(self._ends, index)
+    source, indices = self.parts[part]
+    return source, indices[index - self._ends[part]]
+
+
+def open_source(spec: str, split: str) -> CaptionSource:
+  """Opens a source.
+
+  Args:
+    spec: What to read: 'shapes:...', 'captions:PATH', 'shards:PATH', or
+      several joined with ' + '.
+    split: Which part of it, such as 'train', 'train[:99%]' or 'train+test'
+      (see `splits`); of a joined spec, the same part of each.
+
+  Returns:
+    The source.
+
+  Raises:
+    ValueError: If the spec or the split is unknown, or files are malformed.
+    FileNotFoundError: If the data is not there.
+  """
+  parts = []
+  for one in spec.split(' + '):
+    openers = _openers(one.strip())
+    opened: dict[str, CaptionSource] = {}
+    for part in splits.parse_split(split):
+      if part.name not in openers:
+        raise splits.unknown_split(part.name, sorted(openers), one)
+      if part.name not in opened:
+        opened[part.name] = openers[part.name]()
+      source = opened[part.name]
+      parts.append((source, part.resolve(len(source))))
+  if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
+    return parts[0][0]
+  return JoinedCaptions(parts)
+
+
+def _openers(spec: str) -> Mapping[str, Any]:
+  """Returns how to open each split of one spec, without ' + '."""
+  family, colon, argument = spec.partition(':')
+  if family not in _FAMILIES:
+    near = difflib.get_close_matches(family, _FAMILIES, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise ValueError(
+      f'unknown source {spec!r}: sources of captions are '
+      f'{", ".join(_FAMILIES)}{hint}'
+    )
+  if not argument and (colon or family != 'shapes'):
+    raise ValueError(f"bad source {spec!r}: write '{family}:...'")
+  return _FAMILIES[family](argument)
