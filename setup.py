@@ -13,6 +13,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
   package_data={'vit_jax.data': ['class_names/*']},
   install_requires=[
+    'etils[epath]>=1.14',
     'flax>=0.12.8,<0.13',
     # Repairs broken encodings in captions, as CLIP's tokenizer does.
     'ftfy>=6.3',
@@ -37,6 +38,10 @@ setuptools.setup(
     'tokenizers>=0.23',
   ],
   extras_require={
+    # Compiles for TPUs where there is none.
+    'plan': ['jax[tpu]>=0.10.2,<0.11'],
+    # Runs whose workdir is on Cloud Storage.
+    'gcs': ['gcsfs>=2026.9'],
     'tpu': ['jax[tpu]>=0.10.2,<0.11'],
     'gpu': ['jax[cuda13]>=0.10.2,<0.11'],
     'tfds': TFDS,

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 # the activations should fit the 16 GB of a TPU v3 core when there are 8 of
 # them (those of hybrids and ResNets are guesses); with more, fewer are faster.
 RECIPES = {
-  'B/16': ('B/16', '7ep', 8e-4, 1),
+  'B/16': ('B/16', '7ep', 8e-4, 8),
   'B/32': ('B/32', '7ep', 8e-4, 1),
   'L/32': ('L/32', '7ep', 6e-4, 4),
   'L/16': ('L/16', '7ep', 4e-4, 16),
