@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 
+from etils import epath
 from rich.console import Console
 
 from vit_jax.config import ConfigError, did_you_mean
@@ -150,14 +151,14 @@ def split(
   return options.parse_args(others), overrides
 
 
-def required(workdir: str | None) -> pathlib.Path:
+def required(workdir: str | None) -> epath.Path:
   """Returns the workdir; ConfigError if it was not given, or is empty."""
   if not workdir:
     raise ConfigError(
       '--workdir is missing: the folder of the run, such as '
       '--workdir=runs/digits.'
     )
-  return pathlib.Path(workdir)
+  return epath.Path(workdir)
 
 
 def run(main: Callable[[Sequence[str], Console], None]) -> None:

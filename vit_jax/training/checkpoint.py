@@ -50,7 +50,9 @@ class Checkpoints:
   def __init__(self, directory, keep: int = 1, best: str = ''):
     if keep < 1:
       raise ValueError(f'keep={keep} leaves no checkpoint: keep at least 1.')
-    self._directory = epath.Path(directory).absolute()
+    self._directory = epath.Path(directory)
+    if '://' not in str(directory):  # gs://bucket would become a local folder.
+      self._directory = self._directory.absolute()
     self._keep = keep
     self._best_metric = best
     self._swept = False  # Left-overs of a killed run are gone.

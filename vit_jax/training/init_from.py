@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from vit_jax.config import ConfigError
 from vit_jax.models import position
-from vit_jax.training import rules, saved
+from vit_jax.training import rules, saved, whole_files
 from vit_jax.training import run as run_lib
 from vit_jax.training.run import Run
 from vit_jax.training.state import State
@@ -42,7 +43,8 @@ class Origin:
 
   def write(self, path: pathlib.Path) -> None:
     """Writes all of it as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + '\n')
+    text = json.dumps(dataclasses.asdict(self), indent=2) + '\n'
+    whole_files.write(path, text)
 
   def lines(self) -> list[str]:
     """Says it in a few lines, for a person."""
@@ -70,7 +72,7 @@ def initial_state(run: Run) -> tuple[State, Origin | None]:
   if not init.path:
     return run.init(), None
   try:
-    found = saved.read(pathlib.Path(init.path), grid=init.grid or None)
+    found = saved.read(epath.Path(init.path), grid=init.grid or None)
   except ConfigError as error:
     raise ConfigError(f'config.init: {error}') from error
   origin = Origin(init.path, found.step)

@@ -177,6 +177,8 @@ class _Loop:
     }
     tested_at, metrics = self.tested
     metrics = metrics if tested_at == step else None
+    if self.writer:  # Rows before a checkpoint are not done again.
+      self.writer.flush()
     self.checkpoints.save(step, state, meta, metrics, wait=wait)
 
   def look(self, pending: list) -> list[dict[str, float]]:

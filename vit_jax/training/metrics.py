@@ -2,17 +2,20 @@
 
 import json
 import math
-import pathlib
+import time
 from collections.abc import Mapping
 
+from etils import epath
 from tensorboardX import SummaryWriter
+
+from vit_jax.training import whole_files
 
 FILE = 'metrics.jsonl'
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+def read(workdir: epath.Path) -> list[dict[str, float]]:
   """Returns the rows that a run has written, without a torn last one."""
-  path = pathlib.Path(workdir) / FILE
+  path = epath.Path(workdir) / FILE
   rows = []
   if path.exists():
     for line in path.read_text().splitlines():
@@ -23,8 +26,14 @@ def read(workdir: pathlib.Path) -> list[dict[str, float]]:
   return rows
 
 
+# Cloud Storage cannot append: all rows are written anew, but not for each one.
+_SECONDS_BETWEEN_UPLOADS = 60
+
+
 class MetricsWriter:
   """Writes rows; each has `step` and `group/name` keys.
+
+  Rows are safe once `flush` has returned.
 
   Args:
     workdir: of the run.
@@ -32,12 +41,14 @@ class MetricsWriter:
       steps are done again.
   """
 
-  def __init__(self, workdir: pathlib.Path, start: int):
+  def __init__(self, workdir: epath.Path, start: int):
     kept = [row for row in read(workdir) if row['step'] <= start]
-    temporary = workdir / f'{FILE}.tmp'
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    temporary.replace(workdir / FILE)
-    self._file = (workdir / FILE).open('a')
+    self._path = workdir / FILE
+    self._text = ''.join(json.dumps(row) + '\n' for row in kept)
+    self._file = None
+    self._upload()
+    if not whole_files.on_cloud_storage(workdir):
+      self._file = self._path.open('a')
     self._board = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start + 1, flush_secs=20
     )
@@ -50,12 +61,29 @@ class MetricsWriter:
       for name, value in values.items()
       if math.isfinite(value)
     }
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
-    self._file.flush()
+    row = json.dumps({'step': step, **values}) + '\n'
+    if self._file:
+      self._file.write(row)
+      self._file.flush()
+    else:
+      self._text += row
+      if time.monotonic() - self._uploaded > _SECONDS_BETWEEN_UPLOADS:
+        self.flush()
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
+  def flush(self) -> None:
+    """Writes all rows so far, so that no end of this process can lose them."""
+    if not self._file:
+      self._upload()
+
+  def _upload(self) -> None:
+    whole_files.write(self._path, self._text)
+    self._uploaded = time.monotonic()
+
   def close(self) -> None:
     """Writes what is left."""
-    self._file.close()
+    self.flush()
+    if self._file:
+      self._file.close()
     self._board.close()

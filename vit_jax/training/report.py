@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -214,6 +215,12 @@ _CURVES = {
 }
 
 
+def _save(figure: Figure, path: epath.Path) -> None:
+  # Given a name, matplotlib would look for it on this machine.
+  with path.open('wb') as file:
+    figure.savefig(file, format='png')
+
+
 def _folder(workdir: pathlib.Path) -> pathlib.Path:
   folder = workdir / 'report'
   folder.mkdir(exist_ok=True)
@@ -232,7 +239,7 @@ def write(workdir: pathlib.Path) -> list[pathlib.Path]:
     for name, curve in _CURVES.items():
       if figure := curve(rows, task):
         files.append(_folder(workdir) / f'{name}.png')
-        figure.savefig(files[-1])
+        _save(figure, files[-1])
   return files
 
 
@@ -260,5 +267,5 @@ def write_examples(
     for name, figure in task.pictures(variables, batches):
       if processes.first():
         files.append(_folder(workdir) / f'{name}.png')
-        figure.savefig(files[-1])
+        _save(figure, files[-1])
   return files

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError
-from vit_jax.training import processes, schema
+from vit_jax.training import processes, schema, whole_files
 
 # What may differ from the configuration that a workdir was begun with.
 _MAY_CHANGE = (
@@ -25,8 +25,8 @@ def only_run_in(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     ConfigError: another run holds it, or it cannot be written.
   """
-  if not processes.first():
-    yield
+  if not processes.first() or whole_files.on_cloud_storage(workdir):
+    yield  # Cloud Storage has no locks.
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -47,10 +47,8 @@ def only_run_in(workdir: pathlib.Path) -> Iterator[None]:
 def write_config(workdir: pathlib.Path, config: Any) -> None:
   """Writes `config.json`, whole or not at all."""
   text = json.dumps(config.to_dict(), indent=2) + '\n'
-  temporary = workdir / 'config.json.tmp'
   try:
-    temporary.write_text(text)
-    temporary.replace(workdir / 'config.json')
+    whole_files.write(workdir / 'config.json', text)
   except OSError as error:
     raise _not_writable(workdir, error) from error
 
