@@ -327,5 +327,5 @@ def test_parameters_of_a_scanned_model_are_unstacked(tools):
   )
   tools.assert_same(again.params, made.params)
   assert again.model == made.model and again.grid == (4, 6)
-  with pytest.raises(released.ReleasedError, match="model 'clip'"):
-    released.of_parameters({}, model={'name': 'clip'}, image_shape=(1, 1, 1))
+  with pytest.raises(released.ReleasedError, match="model 'gpt'"):
+    released.of_parameters({}, model={'name': 'gpt'}, image_shape=(1, 1, 1))

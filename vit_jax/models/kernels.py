@@ -17,8 +17,25 @@ import numpy as np
 Array = jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def attend(query: Array, key: Array, value: Array, dtype: Any) -> Array:
+def hide_future(logits: Array) -> Array:
+  """Sets the logits of keys that come after their query to -infinity.
+
+  The mask is never stored: it is computed where it is used.
+
+  Args:
+    logits: [..., queries, keys], both counted from the same first token.
+  """
+  queries, keys = (
+    jax.lax.broadcasted_iota(jnp.int32, logits.shape[-2:], axis)
+    for axis in (0, 1)
+  )
+  return jnp.where(keys > queries, -jnp.inf, logits)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def attend(
+  query: Array, key: Array, value: Array, dtype: Any, causal: bool = False
+) -> Array:
   """Softmax attention (arXiv:1706.03762, equation 1).
 
   Args:
@@ -26,20 +43,23 @@ def attend(query: Array, key: Array, value: Array, dtype: Any) -> Array:
     key: [batch, keys, heads, depth].
     value: [batch, keys, heads, depth].
     dtype: of the logits and the weights.
+    causal: whether a query sees no keys after it.
 
   Returns:
     [batch, queries, heads, depth].
   """
-  return _attend_forward(query, key, value, dtype)[0]
+  return _attend_forward(query, key, value, dtype, causal)[0]
 
 
-def _attend_forward(query, key, value, dtype):
+def _attend_forward(query, key, value, dtype, causal):
   query = query * np.asarray(query.shape[-1] ** -0.5, query.dtype)
   # Products over the last two axes: [batch, heads, length, depth].
   query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
   logits = jnp.einsum(
     'bhqd,bhkd->bhqk', query, key, preferred_element_type=dtype
   )
+  if causal:
+    logits = hide_future(logits)
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   # Normalising the output, not the weights, saves passes over the largest
   # array there is.
@@ -49,7 +69,8 @@ def _attend_forward(query, key, value, dtype):
   return out.swapaxes(1, 2), (query, key, value, weights, scale, out)
 
 
-def _attend_backward(dtype, saved, gradient):
+def _attend_backward(dtype, causal, saved, gradient):
+  del causal  # The weights are zero where nothing was seen.
   query, key, value, weights, scale, out = saved
   gradient = gradient.swapaxes(1, 2)
   scaled = gradient * scale

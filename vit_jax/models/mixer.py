@@ -58,9 +58,8 @@ class MixerBlock(nn.Module):
 
   def _mlp(self, hidden: int, name: str) -> transformer.Mlp:
     init = nn.initializers.lecun_normal()
-    return transformer.Mlp(
-      hidden, kernel_init=init, dtype=self.dtype, name=name
-    )
+    inits = transformer.Inits(mlp_up=init, mlp_down=init)
+    return transformer.Mlp(hidden, inits=inits, dtype=self.dtype, name=name)
 
   @nn.compact
   def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:

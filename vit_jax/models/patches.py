@@ -9,6 +9,23 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+def drop_patches(patches: Array, rate: float, key: Array) -> Array:
+  """Keeps a random share of each image's patches (FLIP, arXiv:2212.00794).
+
+  Args:
+    patches: [batch, patches, width], with their positions.
+    rate: share of the patches to drop; at least one stays.
+    key: random key.
+
+  Returns:
+    [batch, round(patches * (1 - rate)), width], in any order.
+  """
+  batch, length, _ = patches.shape
+  keep = max(1, round(length * (1 - rate)))
+  order = jnp.argsort(jax.random.uniform(key, (batch, length)), axis=1)
+  return jnp.take_along_axis(patches, order[:, :keep, None], axis=1)
+
+
 class PatchEmbedding(nn.Module):
   """Cuts an image into patches and maps each to a token.
 
@@ -19,6 +36,7 @@ class PatchEmbedding(nn.Module):
   patch_size: int
   width: int
   dtype: Any = jnp.float32
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, image: Array) -> Array:
@@ -36,11 +54,13 @@ class PatchEmbedding(nn.Module):
       nn.initializers.lecun_normal(),
       (size, size, channels, self.width),
     )
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
     rows, columns = height // size, width // size
     x = image.astype(self.dtype)
     x = x.reshape(batch, rows, size, columns, size, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, -1)
     kernel = kernel.reshape(-1, self.width).astype(self.dtype)
-    x = x @ kernel + bias.astype(self.dtype)
+    x = x @ kernel
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.width,))
+      x = x + bias.astype(self.dtype)
     return x.reshape(batch, rows, columns, self.width)

@@ -11,11 +11,13 @@ import numpy as np
 class Learned(nn.Module):
   """One learned vector for every token ("1-D" in the paper)."""
 
+  deviation: float = 0.02
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns [1, length, width] for tokens [batch, length, width]."""
     return self.param(
-      'embedding', nn.initializers.normal(0.02), (1, *x.shape[1:])
+      'embedding', nn.initializers.normal(self.deviation), (1, *x.shape[1:])
     )
 
 

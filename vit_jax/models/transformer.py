@@ -5,8 +5,9 @@ arXiv:1706.03762; the order of ViT, arXiv:2010.11929, equations 2-3). Shapes
 in comments use: batch, length (tokens), width, heads, depth (of a head).
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -65,6 +66,33 @@ def on_cpu() -> bool:
   device = jax.sharding.get_abstract_mesh().abstract_device
   platform = device.platform if device else jax.default_backend()
   return platform == 'cpu'
+
+
+class Inits(NamedTuple):
+  """How the kernels of a block start."""
+
+  attention: Callable = nn.initializers.xavier_uniform()
+  attention_out: Callable = nn.initializers.xavier_uniform()
+  mlp_up: Callable = nn.initializers.xavier_uniform()
+  mlp_down: Callable = nn.initializers.xavier_uniform()
+
+
+def scaled_inits(width: int, depth: int) -> Inits:
+  """Returns initialisers whose residual branches start the smaller the deeper.
+
+  Those of GPT-2 and of CLIP's text tower (arXiv:2103.00020, section 2.4).
+
+  Args:
+    width: of the tokens.
+    depth: number of blocks.
+  """
+  out = nn.initializers.normal((2 * depth * width) ** -0.5)
+  return Inits(
+    attention=nn.initializers.normal(width**-0.5),
+    attention_out=out,
+    mlp_up=nn.initializers.normal((2 * width) ** -0.5),
+    mlp_down=out,
+  )
 
 
 class LayerNorm(nn.Module):
@@ -147,11 +175,16 @@ class Attention(nn.Module):
   Attributes:
     num_heads: heads, each of width / num_heads.
     dropout: rate at which attention weights are dropped.
+    causal: whether a token sees none of those after it.
+    mix_heads: whether a last linear layer, `out`, mixes the heads' results.
     softmax_dtype: bfloat16 needs a quarter less memory on TPU than float32.
   """
 
   num_heads: int
   dropout: float = 0.0
+  causal: bool = False
+  mix_heads: bool = True
+  inits: Inits = Inits()
   deterministic: bool = True
   dtype: Dtype = jnp.float32
   softmax_dtype: Dtype = jnp.float32
@@ -174,19 +207,31 @@ class Attention(nn.Module):
     width = x.shape[-1]
     heads = (self.num_heads, width // self.num_heads)
     memory = x if memory is None else memory
-    query = Linear((width,), heads, dtype=self.dtype, name='query')(x)
-    key = Linear((width,), heads, dtype=self.dtype, name='key')(memory)
-    value = Linear((width,), heads, dtype=self.dtype, name='value')(memory)
+    linear = functools.partial(
+      Linear, (width,), heads, self.inits.attention, dtype=self.dtype
+    )
+    query = linear(name='query')(x)
+    key = linear(name='key')(memory)
+    value = linear(name='value')(memory)
 
     weights = self._weights(query, key, offsets)
     drops = self.dropout > 0 and not self.deterministic
     if on_cpu() and not drops and offsets is None:
       # The weights above are then computed only if somebody uses them.
-      x = kernels.attend(query, key, value, self.softmax_dtype)
+      x = kernels.attend(query, key, value, self.softmax_dtype, self.causal)
     else:
       dropped = nn.Dropout(self.dropout, deterministic=not drops)(weights)
       x = jnp.einsum('bhqk,bkhd->bqhd', dropped, value)
-    return Linear(heads, (width,), dtype=self.dtype, name='out')(x), weights
+    if not self.mix_heads:
+      return x.reshape(*x.shape[:2], width), weights
+    out = Linear(
+      heads,
+      (width,),
+      self.inits.attention_out,
+      dtype=self.dtype,
+      name='out',
+    )
+    return out(x), weights
 
   def _weights(self, query: Array, key: Array, offsets: Array | None) -> Array:
     """Returns the attention weights, [batch, heads, queries, keys]."""
@@ -196,6 +241,8 @@ class Attention(nn.Module):
     )
     if offsets is not None:
       logits += relative_logits(query, offsets).astype(logits.dtype)
+    if self.causal:
+      logits = kernels.hide_future(logits)
     return nn.softmax(logits, axis=-1).astype(self.dtype)
 
 
@@ -206,22 +253,21 @@ class Mlp(nn.Module):
   activation: str = 'gelu_tanh'
   dropout: float = 0.0
   deterministic: bool = True
-  kernel_init: Callable = nn.initializers.xavier_uniform()
+  inits: Inits = Inits()
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Maps [..., width] to [..., width]."""
     width = x.shape[-1]
-    linear = dict(
-      kernel_init=self.kernel_init,
-      bias_init=nn.initializers.normal(1e-6),
-      dtype=self.dtype,
+    linear = functools.partial(
+      Linear, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype
     )
-    x = Linear((width,), (self.hidden,), name='up', **linear)(x)
+    up, down = self.inits.mlp_up, self.inits.mlp_down
+    x = linear((width,), (self.hidden,), up, name='up')(x)
     x = ACTIVATIONS[self.activation](x)
     x = nn.Dropout(self.dropout, deterministic=self.deterministic)(x)
-    return Linear((self.hidden,), (width,), name='down', **linear)(x)
+    return linear((self.hidden,), (width,), down, name='down')(x)
 
 
 def drop_path(x: Array, rate: float | Array, key: Array) -> Array:
@@ -242,6 +288,7 @@ class Block(nn.Module):
     position: makes the module of position embeddings that this block adds to
       its input, where every layer has its own.
     relative: whether this block learns its own relative positions.
+    causal: whether a token sees none of those after it.
   """
 
   num_heads: int
@@ -253,6 +300,8 @@ class Block(nn.Module):
   stochastic_depth: bool = False
   position: Callable[[], nn.Module] | None = None
   relative: bool = False
+  causal: bool = False
+  inits: Inits = Inits()
   deterministic: bool = True
   dtype: Dtype = jnp.float32
   softmax_dtype: Dtype = jnp.float32
@@ -295,6 +344,8 @@ class Block(nn.Module):
     y, weights = Attention(
       self.num_heads,
       dropout=self.attention_dropout,
+      causal=self.causal,
+      inits=self.inits,
       deterministic=self.deterministic,
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,
@@ -310,6 +361,7 @@ class Block(nn.Module):
       activation=self.activation,
       dropout=self.dropout,
       deterministic=self.deterministic,
+      inits=self.inits,
       dtype=self.dtype,
       name='mlp',
     )(checkpoint_name(y, 'mlp_input'))
@@ -336,6 +388,8 @@ class Transformer(nn.Module):
     position: makes the module of position embeddings that blocks add.
     relative: whether attention knows relative positions.
     shared_position: whether all blocks share the positions of the two above.
+    causal: whether a token sees none of those after it.
+    kernel_init: 'xavier' as in ViT, or see `scaled_inits`.
     first: the intermediate `first` is the output of so many tokens, for which
       the last block computes no others: a twelfth of ViT-B's work is saved
       where the class token is all that is used.
@@ -355,6 +409,8 @@ class Transformer(nn.Module):
   position: Callable[[], nn.Module] | None = None
   relative: bool = False
   shared_position: bool = False
+  causal: bool = False
+  kernel_init: Literal['xavier', 'scaled'] = 'xavier'
   first: int = 0
   scan: bool = False
   remat: str = 'none'
@@ -390,6 +446,7 @@ class Transformer(nn.Module):
         static_argnums=() if self.scan else (4,),
       )
     own = not self.shared_position
+    scaled = self.kernel_init == 'scaled'
     fields = dict(
       num_heads=self.num_heads,
       mlp_dim=self.mlp_dim,
@@ -400,6 +457,8 @@ class Transformer(nn.Module):
       stochastic_depth=self.stochastic_depth > 0,
       position=self.position if own else None,
       relative=self.relative and own,
+      causal=self.causal,
+      inits=scaled_inits(x.shape[-1], self.depth) if scaled else Inits(),
       deterministic=self.deterministic,
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,

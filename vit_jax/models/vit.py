@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models import heads, position, resnet, transformer, variants
-from vit_jax.models.patches import PatchEmbedding
+from vit_jax.models.patches import PatchEmbedding, drop_patches
 
 Array = jax.Array
 
@@ -85,6 +85,10 @@ def variant(name: str) -> dict[str, Any]:
   return {**sizes, 'patch_size': kernel, 'backbone_stages': stages}
 
 
+# Fields that are a share: of what is dropped, or skipped.
+_RATES = ('dropout', 'attention_dropout', 'patch_dropout', 'stochastic_depth')
+
+
 class ViT(nn.Module):
   """Vision Transformer.
 
@@ -119,11 +123,20 @@ class ViT(nn.Module):
   # Where that is told: once at the stem, to every layer by embeddings of its
   # own, or to every layer by shared ones.
   position_at: Literal['stem', 'every_layer', 'shared'] = 'stem'
+  # Of the patch embedding; CLIP's has none.
+  patch_bias: bool = True
+  # Whether a norm comes before the first block as well, as in CLIP.
+  pre_norm: bool = False
   activation: Literal['gelu_tanh', 'gelu', 'quick_gelu'] = 'gelu_tanh'
   norm_epsilon: float = 1e-6
+  # Kernels of blocks, see `transformer.scaled_inits`, class token and
+  # positions.
+  kernel_init: Literal['xavier', 'scaled'] = 'xavier'
   # After the position embeddings, each attention and each MLP layer.
   dropout: float = 0.0
   attention_dropout: float = 0.0
+  # Share of the patches that training leaves out (FLIP).
+  patch_dropout: float = 0.0
   # Rate at which the last block is skipped; grows linearly with depth.
   stochastic_depth: float = 0.0
   # Initial bias of the head; log(1 / classes) starts a sigmoid loss well.
@@ -151,7 +164,7 @@ class ViT(nn.Module):
 
   def _check(self) -> None:
     """Raises ValueError for numbers that cannot be meant."""
-    for name in ('dropout', 'attention_dropout', 'stochastic_depth'):
+    for name in _RATES:
       if not 0 <= (rate := getattr(self, name)) < 1:
         raise ValueError(
           f'{name} is {rate}, expected a rate: 0 or more, and less than 1.'
@@ -170,6 +183,11 @@ class ViT(nn.Module):
         f"position_at is {self.position_at!r}, but with position 'none' there "
         "is nothing to tell there: choose a position, or leave 'stem'."
       )
+    if self.patch_dropout and self.position_at != 'stem':
+      raise ValueError(
+        f'patch_dropout is {self.patch_dropout}, but layers that are told '
+        "positions need all patches: use position_at 'stem', or 0."
+      )
 
   def _position(self, grid: tuple[int, int]):
     """Returns a maker of modules of position embeddings, or None."""
@@ -181,7 +199,11 @@ class ViT(nn.Module):
     return {
       'none': None,
       'relative': None,
-      'learned': functools.partial(position.Learned, name='position'),
+      'learned': functools.partial(
+        position.Learned,
+        self.sizes['width'] ** -0.5 if self.kernel_init == 'scaled' else 0.02,
+        name='position',
+      ),
       'learned_2d': functools.partial(
         position.Learned2d, grid, name='position'
       ),
@@ -217,19 +239,36 @@ class ViT(nn.Module):
     if sizes['backbone_stages'] is not None:
       image, out['backbone'] = self._features(image, sizes)
     x = PatchEmbedding(
-      sizes['patch_size'], width, self.dtype, name='embedding'
+      sizes['patch_size'],
+      width,
+      self.dtype,
+      self.patch_bias,
+      name='embedding',
     )(image)
     out['patches'] = x
     grid = x.shape[1:3]
     x = transformer.constrain(x.reshape(batch, -1, width), transformer.BATCH)
     if self.pooling == 'token':
-      token = self.param('class_token', nn.initializers.zeros, (1, 1, width))
+      init = nn.initializers.zeros
+      if self.kernel_init == 'scaled':
+        init = nn.initializers.normal(width**-0.5)
+      token = self.param('class_token', init, (1, 1, width))
       token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))
       x = jnp.concatenate([token, x], axis=1)
     add_position = self._position(grid)
     if add_position and self.position_at == 'stem':
       x = x + add_position()(x).astype(x.dtype)
     out['tokens'] = x
+    if self.patch_dropout and train:
+      before, patches = x[:, : -np.prod(grid)], x[:, -np.prod(grid) :]
+      key = self.make_rng('dropout')
+      patches = drop_patches(patches, self.patch_dropout, key)
+      x = jnp.concatenate([before, patches], axis=1)
+    if self.pre_norm:
+      norm = transformer.LayerNorm(
+        self.norm_epsilon, self.dtype, name='pre_norm'
+      )
+      out['normed'] = x = norm(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
     x, out['blocks'] = transformer.Transformer(
@@ -244,6 +283,7 @@ class ViT(nn.Module):
       position=add_position if self.position_at != 'stem' else None,
       relative=self.position == 'relative',
       shared_position=self.position_at == 'shared',
+      kernel_init=self.kernel_init,
       # Offsets of relative positions go with all queries or none.
       first=int(self.pooling == 'token' and self.position != 'relative'),
       scan=self.scan,

@@ -1,8 +1,9 @@
 """Released checkpoints, in and out: names to names, in NumPy.
 
-One file a family: `google_vit`, `bit` and `mixer` for the .npz files of
-google-research, `huggingface_vit` for those of transformers. Each can find its
-models in a file, and read and write them; nothing here runs code from a file.
+One file a family: `google_vit`, `bit`, `mixer` and `big_vision_clip` for the
+.npz files of google-research, `openai_clip` for OpenAI's, `huggingface_vit` and
+`huggingface_clip` for those of transformers. Each can find its models in a
+file, and read and write them; nothing here runs code from a file.
 """
 
 import dataclasses
@@ -17,12 +18,17 @@ import numpy as np
 from vit_jax.config import did_you_mean
 from vit_jax.released import (
   archive,
+  big_vision_clip,
   bit,
+  clip_shapes,
   google_vit,
   huggingface,
+  huggingface_clip,
   huggingface_vit,
   mixer,
+  openai_clip,
   shapes,
+  torchscript,
 )
 from vit_jax.released.checkpoint import Released, ReleasedError, describe
 
@@ -31,8 +37,9 @@ __all__ = [
   'write',
 ]  # fmt: skip
 
-# A hybrid has the tensors of a ResNet too, so ViTs come first.
-_FAMILIES = (google_vit, mixer, bit)
+# Two towers have the tensors of a ViT, and a hybrid has those of a ResNet, so
+# they come first.
+_FAMILIES = (openai_clip, big_vision_clip, google_vit, mixer, bit)
 # What writes an .npz file, by dialect and the name of the model.
 _NPZ = {
   'google': {'vit': google_vit},
@@ -40,11 +47,12 @@ _NPZ = {
   'bit': {'resnet': bit},
   'mixer': {'mixer': mixer},
 }
-DIALECTS = (*_NPZ, 'huggingface')
+DIALECTS = (*_NPZ, 'openai', 'huggingface')
 _NAMES_SHOWN = 8
 # Fields of a ViT that its parameters do not determine.
 _NOT_SIZES = (
   'pooling', 'position', 'position_at', 'activation', 'norm_epsilon',
+  'patch_bias', 'pre_norm',
 )  # fmt: skip
 
 
@@ -55,27 +63,49 @@ def tensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
     ReleasedError: the file is damaged, or of a kind that is not known.
     OSError: it cannot be read.
   """
-  path = pathlib.Path(path)
+  return _tensors_and_told(pathlib.Path(path))[0]
+
+
+def _tensors_and_told(
+  path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the arrays of a file, and what it says that they do not tell."""
   if huggingface.is_one(path):
-    return archive.read_safetensors(huggingface.weights(path))
+    found, told = archive.read_safetensors(huggingface.weights(path))
+    return found, {
+      name: int(told[name]) if told[name].isdecimal() else told[name]
+      for name in openai_clip.TOLD
+      if name in told
+    }
+  if torchscript.is_one(path):
+    found, classes = torchscript.read(path)
+    quick = classes & {'QuickGELU', 'GELU'} == {'QuickGELU'}
+    return found, {'activation': 'quick_gelu'} if quick else {}
   if path.is_dir():
     raise ReleasedError(
       f'There is no released checkpoint in the folder {path}: expected '
       f'{huggingface.WEIGHTS} and {huggingface.CONFIG}.'
     )
-  return archive.read_npz(path)
+  return archive.read_npz(path), {}
 
 
 def read(
-  path: pathlib.Path | str, *, grid: tuple[int, int] | None = None
+  path: pathlib.Path | str,
+  *,
+  grid: tuple[int, int] | None = None,
+  told: Mapping[str, Any] | None = None,
 ) -> Released:
-  """Reads a released checkpoint of a ViT, a hybrid, a ResNet or a Mixer.
+  """Reads a released checkpoint of a ViT, hybrid, ResNet, Mixer or CLIP.
 
   Args:
-    path: an .npz file, or a folder with config.json and model.safetensors (or
-      the latter itself).
+    path: an .npz file, a .safetensors file, a folder of transformers with
+      config.json and model.safetensors (or the latter itself), or a .pt
+      archive of OpenAI's CLIP.
     grid: rows and columns of patches, where the tensors do not tell: without
       it, position embeddings are taken to be of a square grid.
+    told: what the tensors of OpenAI's CLIP do not say, where the file does not
+      say it either: `activation`; `image_heads` and `text_heads` where heads
+      are not of 64 channels.
 
   Raises:
     ReleasedError: it is damaged, not understood, or not exactly what its
@@ -83,27 +113,48 @@ def read(
     OSError: it cannot be read.
   """
   path = pathlib.Path(path)
-  found = tensors(path)
+  found, says = _tensors_and_told(path)
+  pattern = re.compile(rf'(?:.*/)?{openai_clip.BEGINNING}')
+  is_openai = any(map(pattern.match, found))
   try:
-    if huggingface.is_one(path):
+    _check_told(told or {}, is_openai)
+    if huggingface.is_one(path) and not is_openai:
+      if huggingface.model_type(path) == huggingface_clip.MODEL_TYPE:
+        return huggingface_clip.read(path, found, grid)
       return huggingface_vit.read(path, found, grid)
     family, prefix = _family(found)
     own = {
       name.removeprefix(prefix): tensor
       for name, tensor in found.items()
-      if name.startswith(prefix)
+      if name.startswith(prefix) and not openai_clip.NOT_READ.fullmatch(name)
     }
     own, notes = archive.as_float32(own)
-    released = family.read(own, grid)
+    if family is openai_clip:
+      released = family.read(own, grid, {**says, **(told or {})})
+    else:
+      released = family.read(own, grid)
   except ReleasedError as error:
     raise ReleasedError(f'{path}: {error}') from error
   if prefix:
     notes.append(f'Names begin with {prefix}')
-  others = [name for name in found if not name.startswith(prefix)]
+  others = [name for name in found if name.removeprefix(prefix) not in own]
   if others:
     notes.append(f'Not of the model, so not read: {_listed(others)}.')
   notes = (*notes, *released.notes)
   return dataclasses.replace(released, notes=notes)
+
+
+def _check_told(told: Mapping[str, Any], is_openai: bool) -> None:
+  """Raises ReleasedError for what nobody asked."""
+  for name in told:
+    if name not in openai_clip.TOLD:
+      hint = did_you_mean(name, openai_clip.TOLD)
+      raise ReleasedError(f'{name!r} means nothing to a reader.{hint}')
+  if told and not is_openai:
+    raise ReleasedError(
+      f'{", ".join(told)} cannot be told of this file, which says it: only '
+      "files with the names of OpenAI's CLIP do not."
+    )
 
 
 def _family(names: Iterable[str]) -> tuple[Any, str]:
@@ -131,7 +182,8 @@ def _family(names: Iterable[str]) -> tuple[Any, str]:
       return family, prefixes.pop()
   raise ReleasedError(
     'no model that is known here. Its names are not those of a ViT, a hybrid, '
-    f'a ResNet or a Mixer of google-research: {_listed(names)}.'
+    'a ResNet, a Mixer or two towers of google-research, or of a CLIP of '
+    f'OpenAI: {_listed(names)}.'
   )
 
 
@@ -156,33 +208,28 @@ def of_parameters(
   image_shape: Sequence[int],
   class_names: Sequence[str] | None = None,
   preprocess: str | None = None,
+  statistics: Mapping[str, np.ndarray] | None = None,
+  tokenizer: str | None = None,
 ) -> Released:
   """Describes parameters of this package, such as those of a run.
 
   Args:
     params: arrays by path; blocks may be stacked, as where a model scans.
-    model: the section `model` of the configuration, complete but for sizes:
-      those are told by the arrays.
+    model: the section `model` of the configuration, complete but for sizes of
+      images' models: those are told by the arrays.
     image_shape: height, width and channels of the images.
     class_names: of the head.
     preprocess: how images are prepared for evaluation.
+    statistics: of batch normalisation, by path.
+    tokenizer: see `Released`.
   """
   params, notes = archive.as_float32(_unstacked(params))
-  shape_of = shapes.shape_of(params)
-  stages = shapes.units(r'backbone/stage_(\d{1,4})/unit_(\d{1,4})/', params)
-  if model['name'] == 'vit':
-    depth = shapes.count(r'encoder/block_\d{2,4}/', params)
-    sizes = shapes.vit_sizes(shape_of, depth, stages)
-    sizes |= {name: model[name] for name in _NOT_SIZES}
-  elif model['name'] == 'mixer':
-    sizes = shapes.mixer_sizes(shape_of, shapes.count(r'block_\d+/', params))
-  elif model['name'] == 'resnet':
-    sizes = shapes.resnet_sizes(shape_of, stages, model['form'])
+  if model['name'] == 'clip':
+    image = _sizes(_below(params, 'image/'), model['image'])
+    sizes = clip_shapes.sizes(model, image)
   else:
-    raise ReleasedError(
-      f'No released format is known for the model {model["name"]!r}.'
-    )
-  stride = shapes.stride(sizes)
+    image = sizes = _sizes(params, model)
+  stride = shapes.stride(image)
   return describe(
     'vit_jax',
     sizes,
@@ -192,6 +239,40 @@ def of_parameters(
     class_names=tuple(class_names) if class_names else None,
     preprocess=preprocess,
     notes=tuple(notes),
+    statistics=dict(statistics or {}),
+    tokenizer=tokenizer,
+  )
+
+
+def _below(
+  params: Mapping[str, np.ndarray], prefix: str
+) -> dict[str, np.ndarray]:
+  return {
+    path.removeprefix(prefix): value
+    for path, value in params.items()
+    if path.startswith(prefix)
+  }
+
+
+def _sizes(
+  params: Mapping[str, np.ndarray], model: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the fields that say what a model of images computes."""
+  shape_of = shapes.shape_of(params)
+  stages = shapes.units(r'backbone/stage_(\d{1,4})/unit_(\d{1,4})/', params)
+  if model['name'] == 'vit':
+    depth = shapes.count(r'encoder/block_\d{2,4}/', params)
+    sizes = shapes.vit_sizes(shape_of, depth, stages)
+    return sizes | {name: model[name] for name in _NOT_SIZES if name in model}
+  if model['name'] == 'mixer':
+    return shapes.mixer_sizes(shape_of, shapes.count(r'block_\d+/', params))
+  if model['name'] == 'resnet':
+    return shapes.resnet_sizes(shape_of, stages, model['form'])
+  if model['name'] == 'modified_resnet':
+    names = ('name', 'stages', 'width', 'num_heads')
+    return {name: model[name] for name in names}
+  raise ReleasedError(
+    f'No released format is known for the model {model["name"]!r}.'
   )
 
 
@@ -219,7 +300,8 @@ def write(
   """Writes a checkpoint: each file whole, or not at all.
 
   Args:
-    path: the .npz file or, for 'huggingface', the folder.
+    path: the .npz file or, for 'openai', the .safetensors file, or, for
+      'huggingface', the folder.
     released: what to write.
     dialect: one of `DIALECTS`.
     overwrite: whether a file may be replaced.
@@ -237,7 +319,11 @@ def write(
     hint = did_you_mean(dialect, DIALECTS)
     raise ReleasedError(f'There is no dialect {dialect!r}.{hint}')
   if dialect == 'huggingface':
-    return huggingface_vit.write(path, released, overwrite)
+    family = huggingface_clip if name == 'clip' else huggingface_vit
+    return family.write(path, released, overwrite)
+  if dialect == 'openai':
+    openai_clip.write(path, released, overwrite)
+    return ('Not in it: the tokenizer and how images are prepared.',)
   families = _NPZ[dialect]
   if name not in families:
     known = ', '.join(d for d in _NPZ if name in _NPZ[d])

@@ -40,7 +40,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with zipfile.ZipFile(path) as archive:
       members = archive.infolist()
-      _check_size(path, members)
+      check_size(path, members)
       arrays = {
         member.filename.removesuffix('.npy'): _read_member(archive, member)
         for member in members
@@ -59,7 +59,8 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _check_size(path: pathlib.Path, members: list[zipfile.ZipInfo]) -> None:
+def check_size(path: pathlib.Path, members: list[zipfile.ZipInfo]) -> None:
+  """Raises ReleasedError for an archive made to fill somebody's memory."""
   # No more is read of a member than it declares here.
   unpacked, packed = sum(m.file_size for m in members), path.stat().st_size
   if unpacked > max(_SMALL, _MOST_EXPANSION * packed):
@@ -95,11 +96,15 @@ def _read_member(
   )
 
 
-def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of a .safetensors file by name, as they are stored."""
+def read_safetensors(
+  path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Returns the arrays of a .safetensors file, as stored, and its metadata."""
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
-      return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      names = file.keys()
+      arrays = {name: file.get_tensor(name) for name in names}
+      return arrays, file.metadata() or {}
   except (safetensors.SafetensorError, TypeError) as error:
     raise ReleasedError(
       f'{path} is damaged or no .safetensors file: {error}. Download it again.'
@@ -139,11 +144,15 @@ def write_npz(
 
 
 def write_safetensors(
-  path: pathlib.Path, tensors: Mapping[str, np.ndarray], overwrite: bool
+  path: pathlib.Path,
+  tensors: Mapping[str, np.ndarray],
+  overwrite: bool,
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes arrays by name, marked as PyTorch's (transformers wants that)."""
+  metadata = {'format': 'pt', **(metadata or {})}
   with replacing(path, overwrite) as temporary:
-    safetensors.numpy.save_file(tensors, temporary, metadata={'format': 'pt'})
+    safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
 
 
 def check_new(path: pathlib.Path, overwrite: bool) -> None:

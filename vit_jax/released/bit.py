@@ -167,7 +167,7 @@ def write(released: Released, dialect: str) -> dict[str, np.ndarray]:
   """
   model, params = released.model, released.params
   if dialect == 'bit':
-    require(released, dialect, form=('pre_activation',))
+    require(model, dialect, form=('pre_activation',))
     names, prefix = _BIT, ''
   else:
     post = model['form'] == 'post_activation'

@@ -28,6 +28,10 @@ class Released:
     class_names: None if the file has none.
     preprocess: how images are prepared for it, in the language of
       `vit_jax.data.preprocess`; None where `image_shape` is.
+    statistics: running statistics of batch normalisation, which training does
+      not learn, by path.
+    tokenizer: of a CLIP: a file of merges, or 'openai' for those that OpenAI
+      has released; None where that is not known.
     notes: what a person should know, such as what was not read.
   """
 
@@ -40,22 +44,25 @@ class Released:
   class_names: tuple[str, ...] | None = None
   preprocess: str | None = None
   notes: tuple[str, ...] = ()
+  statistics: dict[str, np.ndarray] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
+  tokenizer: str | None = None
 
 
-def require(released: Released, dialect: str, **allowed: Any) -> None:
+def require(model: Mapping[str, Any], dialect: str, **allowed: Any) -> None:
   """Raises ReleasedError if the model has what a dialect cannot express.
 
   Args:
-    released: the checkpoint to write.
+    model: of the checkpoint to write, or a tower of it.
     dialect: for the message.
     **allowed: by field of `model`, what it may be: a tuple. A field that the
       model does not have counts as its first.
   """
   wrong = [
-    f'  {field} is {released.model[field]!r}, can be '
-    + ' or '.join(map(repr, values))
+    f'  {field} is {model[field]!r}, can be ' + ' or '.join(map(repr, values))
     for field, values in allowed.items()
-    if released.model.get(field, values[0]) not in values
+    if model.get(field, values[0]) not in values
   ]
   if wrong:
     raise ReleasedError(

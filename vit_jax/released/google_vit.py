@@ -59,7 +59,7 @@ _FORMS = {
 }
 
 
-def _names(
+def names_of(
   form: Form, depth: int, stages: tuple[int, ...] | None
 ) -> dict[str, str]:
   """Returns their names of our modules."""
@@ -91,7 +91,7 @@ def _slots(
   of_model: Mapping[str, shapes.Shape], form: Form, model: Mapping[str, Any]
 ) -> dict[str, mapping.Slot]:
   """Returns where a file has each parameter."""
-  names = _names(form, model['depth'], model.get('backbone_stages'))
+  names = names_of(form, model['depth'], model.get('backbone_stages'))
   return {
     path: mapping.slot(
       mapping.rename(path, names), form.backbone.stored(path, shape)
@@ -109,11 +109,11 @@ def read(
     tensors: by name, without a prefix.
     grid: rows and columns of patches, where the file does not tell.
   """
-  tensors, notes = _unstacked(tensors)
-  form = _form_of(tensors, grid)
+  tensors, notes = unstacked(tensors)
+  form = form_of(tensors, grid)
   depth = shapes.count(_BLOCK, tensors)
   stages = form.backbone.units(tensors)
-  shape_of = shapes.shape_of(tensors, _names(form, depth, stages))
+  shape_of = shapes.shape_of(tensors, names_of(form, depth, stages))
   model = shapes.vit_sizes(shape_of, depth, stages)
   # Of the two dialects only big_vision's has models that store none.
   stored = shape_of('position/embedding') is not None or not form.linen
@@ -154,7 +154,7 @@ def _what(model: Mapping) -> str:
   )
 
 
-def _unstacked(
+def unstacked(
   tensors: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Gives each block of a scanned model its own tensors."""
@@ -175,7 +175,7 @@ def _unstacked(
   return result, ['Blocks are stacked along a leading axis.'] if depths else []
 
 
-def _form_of(
+def form_of(
   tensors: Mapping[str, np.ndarray], grid: shapes.Grid | None
 ) -> Form:
   """Returns how the names and shapes of a file are written."""
@@ -210,16 +210,17 @@ def write(released: Released, dialect: str) -> dict[str, np.ndarray]:
     ReleasedError: the dialect cannot express this model.
   """
   fixed = dict(
-    position_at=('stem',), activation=('gelu_tanh',), norm_epsilon=(1e-6,)
-  )
+    position_at=('stem',), activation=('gelu_tanh',), norm_epsilon=(1e-6,),
+    patch_bias=(True,), pre_norm=(False,),
+  )  # fmt: skip
   if dialect == 'google':
     require(
-      released, dialect, pooling=('token', 'gap'), position=('learned',),
+      released.model, dialect, pooling=('token', 'gap'), position=('learned',),
       **fixed,
     )  # fmt: skip
   else:
     require(
-      released, dialect, pooling=('token', 'gap', 'map'),
+      released.model, dialect, pooling=('token', 'gap', 'map'),
       position=('learned', 'sincos_2d'), backbone_stages=(None,), **fixed,
     )  # fmt: skip
   form, model, params = _FORMS[dialect], released.model, dict(released.params)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.released import archive
@@ -11,6 +12,14 @@ from vit_jax.released.checkpoint import Released, ReleasedError, preprocess
 WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json'
 PREPROCESSOR = 'preprocessor_config.json'
+# Ours by theirs; the first of several is written.
+ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'gelu_new': 'gelu_tanh',
+  'gelu_fast': 'gelu_tanh',
+  'quick_gelu': 'quick_gelu',
+}
 
 
 def is_one(path: pathlib.Path) -> bool:
@@ -21,6 +30,20 @@ def is_one(path: pathlib.Path) -> bool:
 def weights(path: pathlib.Path) -> pathlib.Path:
   """Returns the file of the weights."""
   return path / WEIGHTS if path.is_dir() else path
+
+
+def model_type(path: pathlib.Path) -> Any:
+  """Returns what the config beside weights says that they are of."""
+  return read_json(weights(path).parent / CONFIG).get('model_type')
+
+
+def activation_of(model: Mapping[str, Any]) -> str:
+  """Returns transformers' name of a model's activation."""
+  return next(
+    theirs
+    for theirs, ours in ACTIVATIONS.items()
+    if ours == model['activation']
+  )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -19,15 +19,13 @@ from vit_jax.released.checkpoint import (
   describe,
   require,
 )
-from vit_jax.released.huggingface import CONFIG, PREPROCESSOR, WEIGHTS
+from vit_jax.released.huggingface import (
+  ACTIVATIONS,
+  CONFIG,
+  PREPROCESSOR,
+  WEIGHTS,
+)
 
-_ACTIVATIONS = {
-  'gelu': 'gelu',
-  'gelu_pytorch_tanh': 'gelu_tanh',
-  'gelu_new': 'gelu_tanh',
-  'gelu_fast': 'gelu_tanh',
-  'quick_gelu': 'quick_gelu',
-}
 # What a config means that does not say it.
 _DEFAULTS = dict(
   hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
@@ -57,23 +55,6 @@ def _names(depth: int) -> dict[str, str]:
     for name in ('query', 'key', 'value'):
       names[f'{ours}/attention/{name}'] = f'{theirs}.attention.attention.{name}'
   return names
-
-
-def _slot(
-  path: str, shape: shapes.Shape, names: Mapping[str, str]
-) -> mapping.Slot:
-  """Returns where a file has a parameter: torch's matrices are transposed."""
-  module, _, leaf = mapping.rename(path, names).partition('/')
-  if not leaf:
-    return mapping.slot(module, shape)
-  if leaf != 'kernel':
-    leaf = 'weight' if leaf == 'scale' else leaf
-    return mapping.slot(f'{module}.{leaf}', (math.prod(shape),))
-  if path == 'embedding/kernel':
-    return mapping.slot(f'{module}.weight', shape, (3, 2, 0, 1))
-  inputs = 2 if path.endswith('attention/out/kernel') else 1
-  view = math.prod(shape[:inputs]), math.prod(shape[inputs:])
-  return mapping.slot(f'{module}.weight', view, (1, 0))
 
 
 def read(
@@ -147,7 +128,10 @@ def _slots(
   of_model: Mapping[str, shapes.Shape], model: Mapping[str, Any]
 ) -> dict[str, mapping.Slot]:
   names = _names(model['depth'])
-  return {path: _slot(path, shape, names) for path, shape in of_model.items()}
+  return {
+    path: mapping.torch_slot(path, shape, names)
+    for path, shape in of_model.items()
+  }
 
 
 def _model(
@@ -160,10 +144,10 @@ def _model(
       "'vit'. Other models of transformers are other functions."
     )
   activation, epsilon = config['hidden_act'], config['layer_norm_eps']
-  if str(activation) not in _ACTIVATIONS or config['qkv_bias'] is not True:
+  if str(activation) not in ACTIVATIONS or config['qkv_bias'] is not True:
     raise ReleasedError(
       f'{CONFIG} has hidden_act {activation!r} and qkv_bias '
-      f'{config["qkv_bias"]!r}, expected one of {", ".join(_ACTIVATIONS)} and '
+      f'{config["qkv_bias"]!r}, expected one of {", ".join(ACTIVATIONS)} and '
       'True.'
     )
   if not isinstance(epsilon, float):
@@ -189,7 +173,7 @@ def _model(
     'pooling': 'token',
     'representation_size': 0,
     'position': 'learned',
-    'activation': _ACTIVATIONS[activation],
+    'activation': ACTIVATIONS[activation],
     'norm_epsilon': epsilon,
   }
   return model, image_shape
@@ -232,9 +216,10 @@ def write(
       f"The dialect 'huggingface' holds a ViT, not a {released.model['name']}."
     )
   require(
-    released, 'huggingface', pooling=('token',), position=('learned',),
-    position_at=('stem',), representation_size=(0,), backbone_stages=(None,),
-    activation=tuple(dict.fromkeys(_ACTIVATIONS.values())),
+    released.model, 'huggingface', pooling=('token',), position=('learned',),
+    position_at=('stem',), patch_bias=(True,), pre_norm=(False,),
+    representation_size=(0,), backbone_stages=(None,),
+    activation=tuple(dict.fromkeys(ACTIVATIONS.values())),
   )  # fmt: skip
   of_model = shapes.of_model(released.model, shapes.shape_of(released.params))
   tensors = mapping.to_tensors(
@@ -261,11 +246,6 @@ def _config(released: Released) -> dict[str, Any]:
   names = released.class_names
   if names is None:
     names = [f'LABEL_{i}' for i in range(released.num_classes)]
-  activation = next(
-    theirs
-    for theirs, ours in _ACTIVATIONS.items()
-    if ours == model['activation']
-  )
   return {
     'architectures': ['ViTForImageClassification'],
     'model_type': 'vit',
@@ -273,7 +253,7 @@ def _config(released: Released) -> dict[str, Any]:
     'num_hidden_layers': model['depth'],
     'num_attention_heads': model['num_heads'],
     'intermediate_size': model['mlp_dim'],
-    'hidden_act': activation,
+    'hidden_act': huggingface.activation_of(model),
     'layer_norm_eps': model['norm_epsilon'],
     'image_size': height if height == width else [height, width],
     'patch_size': model['patch_size'],

@@ -1,5 +1,6 @@
 """From the tensors of a file to ours and back, by one table for both ways."""
 
+import math
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,11 @@ from vit_jax.released.checkpoint import ReleasedError
 
 Shape = tuple[int, ...]
 _ROWS_SHOWN = 40
+_TORCH_LEAVES = {
+  'scale': 'weight',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
 
 
 class Slot(typing.NamedTuple):
@@ -33,6 +39,28 @@ class Slot(typing.NamedTuple):
 def slot(name: str, view: Sequence[int], axes: Sequence[int] = ()) -> Slot:
   """Returns a slot; by default axes stay as they are."""
   return Slot(name, tuple(view), tuple(axes) or tuple(range(len(view))))
+
+
+def torch_slot(path: str, shape: Shape, names: Mapping[str, str]) -> Slot:
+  """Returns where a file of torch has a parameter: matrices are transposed.
+
+  Args:
+    path: ours.
+    shape: ours.
+    names: theirs of our modules. A name of a whole path is that of a tensor
+      that lies as ours does.
+  """
+  module, _, leaf = rename(path, names).partition('/')
+  if not leaf:
+    return slot(module, shape)
+  if leaf != 'kernel':
+    leaf = _TORCH_LEAVES.get(leaf, leaf)
+    return slot(f'{module}.{leaf}', (math.prod(shape),))
+  if len(shape) == 4:
+    return slot(f'{module}.weight', shape, (3, 2, 0, 1))
+  inputs = 2 if path.endswith('attention/out/kernel') else 1
+  view = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+  return slot(f'{module}.weight', view, (1, 0))
 
 
 def rename(path: str, names: Mapping[str, str]) -> str:
@@ -96,8 +124,9 @@ def to_params(
     what,
   )
   return {
-    path: np.ascontiguousarray(
-      tensors[slot.name].transpose(np.argsort(slot.axes)).reshape(shapes[path])
+    path: np.asarray(
+      tensors[slot.name].transpose(np.argsort(slot.axes)).reshape(shapes[path]),
+      order='C',
     )
     for path, slot in slots.items()
   }
@@ -113,8 +142,8 @@ def to_tensors(
   found = {path: tensor.shape for path, tensor in params.items()}
   check({path: shapes[path] for path in slots}, found, what)
   return {
-    slot.name: np.ascontiguousarray(
-      params[path].reshape(slot.view).transpose(slot.axes)
+    slot.name: np.asarray(
+      params[path].reshape(slot.view).transpose(slot.axes), order='C'
     )
     for path, slot in slots.items()
   }

@@ -197,33 +197,67 @@ def of_model(model: Mapping[str, Any], shape_of: ShapeOf) -> dict[str, Shape]:
     shape_of: the parameters, for the sizes that are no fields of the model:
       channels of images, classes, and rows of position embeddings.
   """
-  features, shapes = {'vit': _vit, 'resnet': _resnet, 'mixer': _mixer}[
-    model['name']
-  ](model, shape_of)
+  features, shapes = without_head(model, shape_of)
   if shape_of('head/bias') is not None:
     classes = lookup(shape_of, 'head/bias', 1)
-    shapes |= _linear('head', (features,), classes)
+    shapes |= linear('head', (features,), classes)
   return shapes
 
 
-def _linear(path: str, inputs: Shape, outputs: Shape) -> dict[str, Shape]:
+def without_head(
+  model: Mapping[str, Any], shape_of: ShapeOf
+) -> tuple[int, dict[str, Shape]]:
+  """Returns the length of the features, and what `of_model` does but the head.
+
+  Args:
+    model: see `of_model`.
+    shape_of: see `of_model`.
+  """
+  shapes = {'vit': _vit, 'resnet': _resnet, 'mixer': _mixer}[model['name']]
+  return shapes(model, shape_of)
+
+
+def linear(path: str, inputs: Shape, outputs: Shape) -> dict[str, Shape]:
   return {f'{path}/kernel': (*inputs, *outputs), f'{path}/bias': outputs}
 
 
-def _norm(path: str, width: int) -> dict[str, Shape]:
+def norm(path: str, width: int) -> dict[str, Shape]:
   return {f'{path}/scale': (width,), f'{path}/bias': (width,)}
 
 
-def _mlp(path: str, width: int, hidden: int) -> dict[str, Shape]:
-  up = _linear(f'{path}/up', (width,), (hidden,))
-  return up | _linear(f'{path}/down', (hidden,), (width,))
+def mlp(path: str, width: int, hidden: int) -> dict[str, Shape]:
+  up = linear(f'{path}/up', (width,), (hidden,))
+  return up | linear(f'{path}/down', (hidden,), (width,))
 
 
-def _attention(path: str, width: int, heads: int) -> dict[str, Shape]:
+def attention(path: str, width: int, heads: int) -> dict[str, Shape]:
   split = (heads, width // heads)
-  shapes = _linear(f'{path}/out', split, (width,))
+  shapes = linear(f'{path}/out', split, (width,))
   for name in ('query', 'key', 'value'):
-    shapes |= _linear(f'{path}/{name}', (width,), split)
+    shapes |= linear(f'{path}/{name}', (width,), split)
+  return shapes
+
+
+def encoder(model: Mapping[str, Any]) -> dict[str, Shape]:
+  """Returns the shapes of a transformer, and of a pooling by attention.
+
+  Args:
+    model: the fields of a ViT or of a text tower.
+  """
+  width, mlp_dim = model['width'], model['mlp_dim']
+  heads, shapes = model['num_heads'], {}
+  for i in range(model['depth']):
+    block = f'encoder/block_{i:02d}'
+    shapes |= norm(f'{block}/attention_norm', width)
+    shapes |= attention(f'{block}/attention', width, heads)
+    shapes |= norm(f'{block}/mlp_norm', width)
+    shapes |= mlp(f'{block}/mlp', width, mlp_dim)
+  shapes |= norm('encoder/norm', width)
+  if model['pooling'] == 'map':
+    shapes['pooling/probe'] = (1, 1, width)
+    shapes |= attention('pooling/attention', width, heads)
+    shapes |= norm('pooling/norm', width)
+    shapes |= mlp('pooling/mlp', width, mlp_dim)
   return shapes
 
 
@@ -232,35 +266,27 @@ def _vit(
 ) -> tuple[int, dict[str, Shape]]:
   channels, shapes = _channels(shape_of), {}
   patch, width = model['patch_size'], model['width']
-  heads, mlp_dim = model['num_heads'], model['mlp_dim']
   if model.get('backbone_stages') is not None:
     factor = model['backbone_width_factor']
     channels, shapes = _backbone(
       model['backbone_stages'], factor, 'post_activation', channels
     )
-  shapes |= _linear('embedding', (patch, patch, channels), (width,))
+  shapes |= linear('embedding', (patch, patch, channels), (width,))
+  if not model.get('patch_bias', True):
+    del shapes['embedding/bias']
+  if model.get('pre_norm', False):
+    shapes |= norm('pre_norm', width)
   if model['pooling'] == 'token':
     shapes['class_token'] = (1, 1, width)
   if model['position'] == 'learned':
     _, tokens, _ = lookup(shape_of, 'position/embedding', 3)
     shapes['position/embedding'] = (1, tokens, width)
-  for i in range(model['depth']):
-    block = f'encoder/block_{i:02d}'
-    shapes |= _norm(f'{block}/attention_norm', width)
-    shapes |= _attention(f'{block}/attention', width, heads)
-    shapes |= _norm(f'{block}/mlp_norm', width)
-    shapes |= _mlp(f'{block}/mlp', width, mlp_dim)
-  shapes |= _norm('encoder/norm', width)
-  if model['pooling'] == 'map':
-    shapes['pooling/probe'] = (1, 1, width)
-    shapes |= _attention('pooling/attention', width, heads)
-    shapes |= _norm('pooling/norm', width)
-    shapes |= _mlp('pooling/mlp', width, mlp_dim)
+  shapes |= encoder(model)
   representation = model['representation_size']
   if representation == -1:
     representation = width
   if representation:
-    shapes |= _linear('pre_logits', (width,), (representation,))
+    shapes |= linear('pre_logits', (width,), (representation,))
   return representation or width, shapes
 
 
@@ -278,7 +304,7 @@ def _backbone(
   post, width = form == 'post_activation', int(64 * factor)
   shapes = {'backbone/root/kernel': (7, 7, channels, width)}
   if post:
-    shapes |= _norm('backbone/root_norm', width)
+    shapes |= norm('backbone/root_norm', width)
   inputs = width
   for i, length in enumerate(stages):
     middle = width * 2**i
@@ -291,14 +317,14 @@ def _backbone(
       )
       for k, (side, before, after) in enumerate(sides, 1):
         shapes[f'{unit}/conv_{k}/kernel'] = (side, side, before, after)
-        shapes |= _norm(f'{unit}/norm_{k}', after if post else before)
+        shapes |= norm(f'{unit}/norm_{k}', after if post else before)
       if j == 0:
         shapes[f'{unit}/projection/kernel'] = (1, 1, inputs, 4 * middle)
         if post:
-          shapes |= _norm(f'{unit}/projection_norm', 4 * middle)
+          shapes |= norm(f'{unit}/projection_norm', 4 * middle)
       inputs = 4 * middle
   if not post:
-    shapes |= _norm('backbone/norm', inputs)
+    shapes |= norm('backbone/norm', inputs)
   return inputs, shapes
 
 
@@ -307,11 +333,11 @@ def _mixer(
 ) -> tuple[int, dict[str, Shape]]:
   patch, width = model['patch_size'], model['width']
   tokens, _ = lookup(shape_of, 'block_00/token_mlp/up/kernel', 2)
-  shapes = _linear('embedding', (patch, patch, _channels(shape_of)), (width,))
+  shapes = linear('embedding', (patch, patch, _channels(shape_of)), (width,))
   for i in range(model['depth']):
     block = f'block_{i:02d}'
-    shapes |= _norm(f'{block}/token_norm', width)
-    shapes |= _mlp(f'{block}/token_mlp', tokens, model['token_mlp_dim'])
-    shapes |= _norm(f'{block}/channel_norm', width)
-    shapes |= _mlp(f'{block}/channel_mlp', width, model['channel_mlp_dim'])
-  return width, shapes | _norm('norm', width)
+    shapes |= norm(f'{block}/token_norm', width)
+    shapes |= mlp(f'{block}/token_mlp', tokens, model['token_mlp_dim'])
+    shapes |= norm(f'{block}/channel_norm', width)
+    shapes |= mlp(f'{block}/channel_mlp', width, model['channel_mlp_dim'])
+  return width, shapes | norm('norm', width)

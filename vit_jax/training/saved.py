@@ -114,6 +114,12 @@ def _of_released(
   except (released.ReleasedError, OSError) as error:
     raise ConfigError(str(error)) from error
   # A run that nobody ran here: what evaluation asks for, and no data.
+  if found.model['name'] not in schema.MODELS:
+    raise ConfigError(
+      f'{path} holds a model of the kind {found.model["name"]!r}. It can be '
+      'inspected and converted, but not run here yet; those that can: '
+      f'{", ".join(schema.MODELS)}.'
+    )
   preprocess = found.preprocess or _ANY_SIZE
   data = dict(source='', split='test', preprocess=preprocess)
   config = dict(

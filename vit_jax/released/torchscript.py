@@ -1,0 +1,250 @@
+"""The tensors of a file of torch, without torch and without unpickling.
+
+A .pt file is a zip archive of raw arrays and of one pickle that says what they
+are. Unpickling runs whatever the pickle names. Here its instructions are read
+one by one; of those that call something, only the few that describe a tensor
+are understood, and any other makes the file be refused.
+"""
+
+import functools
+import math
+import pathlib
+import pickletools
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from vit_jax.released import archive
+from vit_jax.released.checkpoint import ReleasedError
+
+_DTYPES = {
+  'torch BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'torch BoolStorage': np.dtype(bool),
+  'torch ByteStorage': np.dtype('u1'),
+  'torch CharStorage': np.dtype('i1'),
+  'torch DoubleStorage': np.dtype('<f8'),
+  'torch FloatStorage': np.dtype('<f4'),
+  'torch HalfStorage': np.dtype('<f2'),
+  'torch IntStorage': np.dtype('<i4'),
+  'torch LongStorage': np.dtype('<i8'),
+  'torch ShortStorage': np.dtype('<i2'),
+}
+_MOST_TENSORS = 100_000
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
+_LITERALS = (
+  'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE',
+  'SHORT_BINUNICODE',
+)  # fmt: skip
+_TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+_EMPTY = {'EMPTY_DICT': dict, 'EMPTY_LIST': list}
+
+
+class _Name(NamedTuple):
+  """What a pickle names by module and name; it is never looked up."""
+
+  text: str
+
+
+def is_one(path: pathlib.Path) -> bool:
+  """Whether a file is of this kind, by its name."""
+  return path.suffix in ('.pt', '.pth')
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], set[str]]:
+  """Returns the tensors of a state dict, or of a TorchScript module.
+
+  Returns:
+    Arrays by name, whose parts dots join, and the names of all classes that
+    the file mentions, such as 'QuickGELU'.
+
+  Raises:
+    ReleasedError: it is damaged, or asks for anything but tensors.
+  """
+  try:
+    with zipfile.ZipFile(path) as file:
+      members = file.infolist()
+      archive.check_size(path, members)
+      root = _root([member.filename for member in members])
+      reader = _Reader(lambda key: file.read(f'{root}data/{key}'))
+      found = reader.run(file.read(f'{root}data.pkl'))
+    return _flat(found), {name.rpartition(' ')[2] for name in reader.named}
+  except ReleasedError as error:
+    raise ReleasedError(f'{path}: {error}') from error
+  except (
+    AttributeError, EOFError, IndexError, KeyError, NotImplementedError,
+    RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
+    zlib.error,
+  ) as error:  # fmt: skip
+    raise ReleasedError(
+      f'{path} is damaged or no archive of torch: {error!r}. Download it again.'
+    ) from error
+
+
+def _root(names: list[str]) -> str:
+  """Returns the folder of the archive, with a slash."""
+  roots = [n.removesuffix('data.pkl') for n in names if n.endswith('/data.pkl')]
+  if len(roots) != 1:
+    raise ReleasedError(
+      'it is no zip archive of torch with one data.pkl. Files that torch wrote '
+      'before 1.6 hold a bare pickle: save them again.'
+    )
+  return roots[0]
+
+
+class _Reader:
+  """Follows the instructions of a pickle, as far as they describe tensors.
+
+  Attributes:
+    named: what the pickle has named.
+  """
+
+  def __init__(self, storage: Callable[[str], bytes]):
+    """Takes what returns the bytes of a storage by its key."""
+    self.named: set[str] = set()
+    self._storage = functools.cache(storage)
+    self._stack: list[Any] = []
+    self._marks: list[int] = []
+    self._memo: dict[int, Any] = {}
+
+  def run(self, pickle: bytes) -> Any:
+    """Returns nested dicts (of modules, too) and lists, with arrays."""
+    for opcode, argument, _ in pickletools.genops(pickle):
+      if opcode.name == 'STOP':
+        return self._stack.pop()
+      self._step(opcode.name, argument)
+    raise ReleasedError('its pickle has no end.')
+
+  def _step(self, name: str, argument: Any) -> None:
+    """Follows one instruction."""
+    stack = self._stack
+    if name in _CONSTANTS:
+      stack.append(_CONSTANTS[name])
+    elif name in _LITERALS:
+      stack.append(argument)
+    elif name in _EMPTY:
+      stack.append(_EMPTY[name]())
+    elif name in _TUPLES:
+      stack.append(tuple(self._pop(_TUPLES[name])))
+    elif name == 'TUPLE':
+      stack.append(tuple(self._pop_mark()))
+    elif name == 'MARK':
+      self._marks.append(len(stack))
+    elif name in ('BINPUT', 'LONG_BINPUT'):
+      self._memo[argument] = stack[-1]
+    elif name in ('BINGET', 'LONG_BINGET'):
+      stack.append(self._memo[argument])
+    elif name in ('APPEND', 'APPENDS'):
+      items = self._pop(1) if name == 'APPEND' else self._pop_mark()
+      self._top(list).extend(items)
+    elif name in ('SETITEM', 'SETITEMS'):
+      items = self._pop(2) if name == 'SETITEM' else self._pop_mark()
+      self._top(dict).update(zip(items[::2], items[1::2]))
+    elif name == 'GLOBAL':
+      self.named.add(argument)
+      stack.append(_Name(argument))
+    elif name == 'BINPERSID':
+      stack.append(self._open(*stack.pop()))
+    elif name in ('REDUCE', 'NEWOBJ'):
+      called, arguments = self._pop(2)
+      stack.append(self._call(called, arguments))
+    elif name == 'BUILD':
+      (state,) = self._pop(1)
+      self._top(dict).update(state)
+    elif name != 'PROTO':
+      raise ReleasedError(
+        f'its pickle has the instruction {name}, which no tensor needs; '
+        'following it could run any code, so the file is refused.'
+      )
+
+  def _pop(self, count: int) -> list[Any]:
+    if count > len(self._stack):
+      raise ReleasedError('its pickle takes more than it has.')
+    at = len(self._stack) - count
+    items, self._stack[at:] = self._stack[at:], []
+    return items
+
+  def _pop_mark(self) -> list[Any]:
+    return self._pop(len(self._stack) - self._marks.pop())
+
+  def _top(self, kind: type) -> Any:
+    """Returns what is changed in place, which must be our own."""
+    if type(self._stack[-1]) is not kind:
+      raise ReleasedError(f'its pickle changes what is no {kind.__name__}.')
+    return self._stack[-1]
+
+  def _open(
+    self, kind: str, storage: _Name, key: str, device: str, size: int
+  ) -> np.ndarray:
+    """Returns the numbers that tensors are views of."""
+    del device
+    dtype = _DTYPES.get(storage.text)
+    if kind != 'storage' or dtype is None:
+      raise ReleasedError(f'it stores {storage.text}, which is not known.')
+    data = self._storage(key)
+    if len(data) != size * dtype.itemsize:
+      raise ReleasedError(
+        f'storage {key} should have {size:,} numbers of {dtype}, but has '
+        f'{len(data):,} bytes.'
+      )
+    return np.frombuffer(data, dtype)
+
+  def _call(self, called: Any, arguments: Any) -> Any:
+    """Returns what a call would, if it is one of the few that may be."""
+    name = called.text if isinstance(called, _Name) else None
+    if name == 'torch._utils _rebuild_tensor_v2':
+      return _view(*arguments[:4])
+    if name == 'torch._utils _rebuild_parameter':
+      return arguments[0]
+    # What TorchScript says of the type of a list or a dict.
+    if name and name.startswith('torch.jit._pickle '):
+      return arguments[0]
+    # A class of the archive: its attributes are what matters.
+    is_module = name and re.match(r'__torch__[. ]', name)
+    if (is_module or name == 'collections OrderedDict') and arguments == ():
+      return {}
+    raise ReleasedError(
+      f'it asks to call {name or called!r}, which could run any code, so it is '
+      'refused.'
+    )
+
+
+def _view(
+  storage: np.ndarray, offset: int, shape: tuple, strides: tuple
+) -> np.ndarray:
+  """Returns the part of a storage that a tensor is."""
+  for number in (offset, *shape, *strides):
+    if type(number) is not int or number < 0:
+      raise ReleasedError(f'a tensor has {number!r} for a size or a stride.')
+  if len(shape) != len(strides):
+    raise ReleasedError(f'a tensor has sizes {shape}, but strides {strides}.')
+  if 0 in shape:
+    return np.zeros(shape, storage.dtype)
+  last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
+  if last >= storage.size or math.prod(shape) > storage.size:
+    raise ReleasedError(
+      f'a tensor of shape {shape} reaches beyond its {storage.size:,} numbers.'
+    )
+  steps = [step * storage.itemsize for step in strides]
+  return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps)
+
+
+def _flat(found: Any) -> dict[str, np.ndarray]:
+  """Returns the arrays of nested dicts by name; nothing else is wanted."""
+  result, left, seen = {}, [('', found)], 0
+  while left:
+    prefix, values = left.pop()
+    for name, value in values.items():
+      seen += 1
+      if isinstance(value, np.ndarray):
+        result[f'{prefix}{name}'] = value
+      elif isinstance(value, dict):
+        left.append((f'{prefix}{name}.', value))
+    if seen > _MOST_TENSORS:
+      raise ReleasedError(f'it has more than {_MOST_TENSORS:,} parts.')
+  return result
