@@ -71,9 +71,9 @@ DATA = {
 MODELS = {
   'Ti/16': ('light1', 'none', 1),
   'S/32': ('medium1', 'none', 1),
-  'S/16': ('medium2', 'light1', 1),
+  'S/16': ('medium2', 'light1', 4),
   'B/32': ('medium2', 'light2', 1),
-  'B/16': ('medium2', 'light2', 1),
+  'B/16': ('medium2', 'light2', 8),
   'L/16': ('medium2', 'medium2', 16),
 }
 WORDS = (AUGMENTATIONS, REGULARISATIONS, WEIGHT_DECAYS, DATA)

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 # (model, length, micro-batches). With these the activations should fit the
 # 16 GB of a TPU v3 core when there are 8 of them; with more, fewer are faster.
 RECIPES = {
-  'B/16': ('B/16', '90ep', 1),
+  'B/16': ('B/16', '90ep', 8),
   'B/32': ('B/32', '90ep', 1),
   'L/16': ('L/16', '90ep', 16),
   'L/32': ('L/32', '90ep', 4),
