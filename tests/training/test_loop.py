@@ -239,6 +239,25 @@ def test_a_workdir_belongs_to_one_configuration(tiny, tmp_path):
   assert (tmp_path / 'config.json').read_text() == before
 
 
+def test_an_evaluation_that_was_cut_off_is_made_up(tiny, tmp_path):
+  config = tiny('total=8steps', 'eval.every=4steps')
+  train(config, tmp_path)
+  path = tmp_path / 'metrics.jsonl'
+  before = path.read_text().splitlines()
+  shutil.rmtree(tmp_path / 'checkpoints' / '8')
+  cut = [row for row in before if 'test/' not in row]
+  path.write_text('\n'.join(cut) + '\n')
+  train(config, tmp_path)
+
+  def tests():
+    rows = metrics.read(tmp_path)
+    return {r['step']: r['test/loss'] for r in rows if 'test/loss' in r}
+
+  after = tests()
+  path.write_text('\n'.join(before) + '\n')
+  assert after == tests() and list(after) == [4, 8]
+
+
 def test_leaves_what_every_run_leaves(tiny, tmp_path):
   console = Console(record=True, width=80, file=io.StringIO())
   run = run_lib.prepare(tiny(), jax.devices()[:1])

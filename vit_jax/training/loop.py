@@ -26,9 +26,9 @@ from vit_jax.training import (
   watch,
 )
 from vit_jax.training import inputs as inputs_lib
+from vit_jax.training import metrics as metrics_lib
 from vit_jax.training import workdir as workdir_lib
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.run import Run
 
 # Steps that are sent to the devices before one is waited for.
@@ -159,6 +159,17 @@ class _Loop:
       if not name.endswith(('_std', '_l2'))
     )
     self.bar.say(f'step {step:,}  {shown}')
+
+  def make_up(self, state: Any, start: int) -> None:
+    """Evaluates where the run was asked to stop in the midst of that."""
+    rows = metrics_lib.read(self.workdir)
+    missing = start % self.every['eval'] == 0 and not any(
+      row['step'] == start and name.startswith('test/')
+      for row in rows
+      for name in row
+    )
+    if multihost_utils.broadcast_one_to_all(missing):
+      self.evaluate(state, start)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one row of metrics, in the process that writes."""
@@ -356,7 +367,7 @@ class _Loop:
       if processes.first():
         workdir_lib.write_config(self.workdir, self.config)
         self.writer = stack.enter_context(
-          contextlib.closing(MetricsWriter(self.workdir, start))
+          contextlib.closing(metrics_lib.MetricsWriter(self.workdir, start))
         )
       self.console.print(summary.of_plan(self.run))
       asked = stack.enter_context(stop_requests())
@@ -369,6 +380,7 @@ class _Loop:
       )
       if start:
         self.bar.say(f'Going on from step {start:,}.')
+        self.make_up(state, start)
       state = self.steps(state, start)
       if processes.first():
         report.write(self.workdir)
