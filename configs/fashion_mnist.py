@@ -37,7 +37,7 @@ def get_config(argument: str = VARIANTS[0]) -> ConfigDict:
     dict(
       task=dict(
         name='classification',
-        # Eight epochs are enough to become too sure of what was seen.
+        # Six epochs are enough to become too sure of what was seen.
         label_smoothing=0.1,
       ),
       model=dict(
@@ -73,8 +73,8 @@ def get_config(argument: str = VARIANTS[0]) -> ConfigDict:
       ),
       # Small: the number of updates in the time there is counts most.
       batch_size=64,
-      # What 15 minutes hold on two cores.
-      total='8ep',
+      # Well within 15 minutes on two cores.
+      total='6ep',
       # In four epochs, on held-out images: 90.7 %; AdamW at its best 89.1 %.
       optimizer=dict(
         name='muon', learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0
