@@ -16,7 +16,7 @@ Accuracy against the size of the training set, for each KIND, and the plot:
 Accuracy against compute: train every KIND-SIZE into runs/compute/KIND/SIZE,
 and plot with --x=exaflops. The paper's own sizes are in vit_jft.py.
 
-Expected: nothing is published at this size.
+Expected: not measured; nothing is published at this size.
 Cost of training, by arithmetic, for an image: S 48, M 100, L 260 MFLOP; 10
 epochs of 60,000 images are 29, 60 and 156 TFLOP.
 """

@@ -92,6 +92,22 @@ def test_exports_a_run(workdir, tmp_path):
   assert '0, 1, 2, 3, 4, ...' in text
 
 
+def test_converts_clip_if_told_what_its_tensors_do_not_say(tmp_path):
+  source = GOLDENS / 'clip_vit.npz'
+  target = tmp_path / 'clip.safetensors'
+  with pytest.raises(config.ConfigError, match='--activation'):
+    call(convert.main, source, target)
+  told = ('--activation=quick_gelu', '--image-heads=3', '--text-heads=2')
+  call(convert.main, source, target, *told)
+  # Now the file says it.
+  text = call(convert.main, '--inspect', target)
+  assert 'quick_gelu' in text and 'openai' in text
+  call(convert.main, target, tmp_path / 'folder')
+  expected = released.read(target).params
+  for path, tensor in released.read(tmp_path / 'folder').params.items():
+    np.testing.assert_array_equal(tensor, expected[path], path)
+
+
 TOKEN = GOLDENS / 'vit_token.npz'
 REFUSED = [
   ((TOKEN,), 'Give a TARGET'),

@@ -1,7 +1,8 @@
 """Converts checkpoints: `python -m vit_jax.convert SOURCE TARGET`.
 
-SOURCE is a released checkpoint (an .npz file, or a folder or .safetensors file
-of transformers) or the workdir of a run. TARGET is written in one dialect.
+SOURCE is a released checkpoint (an .npz file, a folder or .safetensors file of
+transformers, or a file of OpenAI's CLIP) or the workdir of a run. TARGET is
+written in one dialect.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from vit_jax import command_line, released
 from vit_jax.config import ConfigError
 from vit_jax.training import rules, saved
 
+# What a file of each dialect ends in; transformers' are folders.
+_SUFFIXES = {'huggingface': '', 'openai': '.safetensors'}
 # Where names differ only by the number of the block.
 _BLOCK = re.compile(r'(encoderblock_|MixerBlock_|layer\.|block_)\d+')
 
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   source = pathlib.Path(known.source)
   try:
     if known.inspect:
-      _inspect(source, known.grid, console)
+      _inspect(source, known, console)
     else:
       _convert(source, known, console)
   except (released.ReleasedError, OSError) as error:
@@ -43,7 +46,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
   )
   options.add_argument('source', help='checkpoint, or workdir of a run')
   options.add_argument(
-    'target', nargs='?', help='.npz file; for transformers, a folder'
+    'target',
+    nargs='?',
+    help=".npz file; for transformers a folder, for 'openai' .safetensors",
   )
   options.add_argument(
     '--dialect',
@@ -56,6 +61,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     metavar='ROWSxCOLUMNS',
     help='patches of SOURCE, where it does not tell',
   )
+  for name, what in (
+    ('activation', 'quick_gelu for their own'),
+    ('image_heads', 'attention heads of the image tower'),
+    ('text_heads', 'attention heads of the text tower'),
+  ):
+    options.add_argument(
+      f'--{name.replace("_", "-")}',
+      help=f"of OpenAI's CLIP, where SOURCE does not tell: {what}",
+      type=int if name.endswith('heads') else str,
+    )
   options.add_argument(
     '--inspect', action='store_true', help='only say what is in SOURCE'
   )
@@ -72,13 +87,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
   return known
 
 
-def _read(
-  source: pathlib.Path, grid: tuple[int, int] | None
-) -> released.Released:
+def _read(source: pathlib.Path, known: argparse.Namespace) -> released.Released:
   """Reads a released checkpoint, or the workdir of a run."""
   if not (source / 'checkpoints').is_dir():
-    return released.read(source, grid=grid)
-  if grid:
+    names = ('activation', 'image_heads', 'text_heads')
+    told = {name: value for name in names if (value := getattr(known, name))}
+    return released.read(source, grid=known.grid, told=told)
+  if known.grid:
     raise ConfigError(f'--grid is not for runs: {source} knows its own.')
   run = saved.read(source)
   return released.of_parameters(
@@ -94,12 +109,14 @@ def _convert(
   source: pathlib.Path, known: argparse.Namespace, console: Console
 ) -> None:
   target = pathlib.Path(known.target)
-  checkpoint = _read(source, known.grid)
+  checkpoint = _read(source, known)
   dialect = known.dialect or _default_dialect(checkpoint, target)
-  if (dialect == 'huggingface') == (target.suffix == '.npz'):
+  wanted = _SUFFIXES.get(dialect, '.npz')
+  is_file = target.suffix in ('.npz', '.safetensors')
+  if (target.suffix if is_file else '') != wanted:
     raise ConfigError(
       f'The dialect {dialect!r} is written to '
-      + ('a folder' if dialect == 'huggingface' else 'an .npz file')
+      + (f'a file that ends in {wanted}' if wanted else 'a folder')
       + f', which {target} is not by its name.'
     )
   notes = released.write(target, checkpoint, dialect, overwrite=known.overwrite)
@@ -113,7 +130,7 @@ def _default_dialect(
 ) -> str:
   """Returns what was probably meant."""
   if target.suffix != '.npz':
-    return 'huggingface'
+    return 'openai' if target.suffix == '.safetensors' else 'huggingface'
   if checkpoint.dialect not in ('vit_jax', 'huggingface'):
     return checkpoint.dialect
   model = checkpoint.model
@@ -126,13 +143,13 @@ def _default_dialect(
 
 
 def _inspect(
-  source: pathlib.Path, grid: tuple[int, int] | None, console: Console
+  source: pathlib.Path, known: argparse.Namespace, console: Console
 ) -> None:
   """Prints what a checkpoint holds: as far as possible, of any .npz."""
   is_run = (source / 'checkpoints').is_dir()
   checkpoint, error = None, None
   try:
-    checkpoint = _read(source, grid)
+    checkpoint = _read(source, known)
   except released.ReleasedError as caught:
     error = caught
   # First the long table, so that the summary is what remains to be seen.

@@ -1,6 +1,7 @@
 """Traces, memory and compilations of a run."""
 
 import io
+import sys
 import types
 
 import jax
@@ -30,6 +31,28 @@ def test_a_run_leaves_a_trace_and_counts_compilations(tiny, tmp_path):
   counts = [row['compile/count'] for row in rows]
   assert counts[1] == counts[3]
   assert 'compiled again' not in console.file.getvalue()
+
+
+def test_figures_go_to_weights_and_biases_if_asked(tiny, tmp_path, monkeypatch):
+  with pytest.raises(ConfigError, match='pip install wandb'):
+    run_lib.prepare(tiny('wandb=project'))
+  calls = []
+  online = types.SimpleNamespace(
+    log=lambda values, step: calls.append((step, values)),
+    finish=lambda: calls.append('finish'),
+  )
+  module = types.ModuleType('wandb')
+  module.__spec__ = types.SimpleNamespace()
+  module.init = lambda **settings: calls.append(settings) or online
+  monkeypatch.setitem(sys.modules, 'wandb', module)
+  config = tiny('total=3steps', 'eval.every=100%', 'wandb=project')
+  console = Console(file=io.StringIO(), width=80)
+  loop.train(run_lib.prepare(config), tmp_path, console)
+  settings, *rows, last = calls
+  assert settings['project'] == 'project' and settings['config']['seed'] == 0
+  assert last == 'finish'
+  stored = metrics.read(tmp_path)
+  assert [{'step': step, **values} for step, values in rows] == stored
 
 
 def test_memory_is_that_of_the_fullest_device_here():

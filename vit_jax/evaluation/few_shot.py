@@ -19,7 +19,7 @@ import numpy as np
 
 from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.data import sources
-from vit_jax.models import transformer
+from vit_jax.models import layers
 
 # Added to standard deviations: some features never change.
 _EPSILON = 1e-5
@@ -211,7 +211,7 @@ def make_features(model: Any, name: str) -> Callable[[Any, Mapping], dict]:
     _, intermediates = model.apply(variables, batch.pop('image'))
     batch['features'] = feature_of(intermediates, name)
     # Every process needs all of it.
-    return jax.tree.map(transformer.constrain, batch)
+    return jax.tree.map(layers.constrain, batch)
 
   return features
 

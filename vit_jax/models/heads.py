@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import transformer
+from vit_jax.models import layers, transformer
 
 Array = jax.Array
 
@@ -36,16 +36,16 @@ class AttentionPooling(nn.Module):
       softmax_dtype=self.softmax_dtype,
       name='attention',
     )(probe, x)
-    y = transformer.LayerNorm(self.norm_epsilon, self.dtype, name='norm')(x)
-    y = transformer.Mlp(
-      self.mlp_dim, self.activation, dtype=self.dtype, name='mlp'
-    )(y)
+    y = layers.LayerNorm(self.norm_epsilon, self.dtype, name='norm')(x)
+    y = layers.Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name='mlp')(
+      y
+    )
     return (x + y)[:, 0]
 
 
 def classifier(
   width: int, num_classes: int, bias: float = 0.0
-) -> transformer.Linear:
+) -> layers.Linear:
   """Returns the last layer of a model, `head`: it starts at zero.
 
   To be called inside a compact method. It computes in float32: the loss is
@@ -56,7 +56,7 @@ def classifier(
     num_classes: length of the output.
     bias: initial value; log(1 / classes) starts a sigmoid loss well.
   """
-  return transformer.Linear(
+  return layers.Linear(
     (width,),
     (num_classes,),
     kernel_init=nn.initializers.zeros,

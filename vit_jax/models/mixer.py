@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import heads, transformer, variants
+from vit_jax.models import heads, layers, variants
 from vit_jax.models.patches import PatchEmbedding
 
 Array = jax.Array
@@ -53,22 +53,22 @@ class MixerBlock(nn.Module):
 
   def _branch(self, y: Array) -> Array:
     if self.drop_rate and not self.deterministic:
-      y = transformer.drop_path(y, self.drop_rate, self.make_rng('dropout'))
+      y = layers.drop_path(y, self.drop_rate, self.make_rng('dropout'))
     return y
 
-  def _mlp(self, hidden: int, name: str) -> transformer.Mlp:
+  def _mlp(self, hidden: int, name: str) -> layers.Mlp:
     init = nn.initializers.lecun_normal()
-    inits = transformer.Inits(mlp_up=init, mlp_down=init)
-    return transformer.Mlp(hidden, inits=inits, dtype=self.dtype, name=name)
+    inits = layers.Inits(mlp_up=init, mlp_down=init)
+    return layers.Mlp(hidden, inits=inits, dtype=self.dtype, name=name)
 
   @nn.compact
   def __call__(self, x: Array) -> tuple[Array, dict[str, Array]]:
     """Maps [batch, length, width] to the same, and its intermediates."""
-    x = transformer.constrain(x, transformer.BATCH)
-    y = transformer.LayerNorm(dtype=self.dtype, name='token_norm')(x)
+    x = layers.constrain(x, layers.BATCH)
+    y = layers.LayerNorm(dtype=self.dtype, name='token_norm')(x)
     y = self._mlp(self.token_mlp_dim, 'token_mlp')(y.swapaxes(1, 2))
     x = after_tokens = x + self._branch(y.swapaxes(1, 2))
-    y = transformer.LayerNorm(dtype=self.dtype, name='channel_norm')(x)
+    y = layers.LayerNorm(dtype=self.dtype, name='channel_norm')(x)
     x = x + self._branch(self._mlp(self.channel_mlp_dim, 'channel_mlp')(y))
     return x, {'after_token_mixing': after_tokens, 'output': x}
 
@@ -144,7 +144,7 @@ class Mixer(nn.Module):
         dtype=self.dtype,
         name=name,
       )(x)
-    out['encoded'] = x = transformer.LayerNorm(dtype=self.dtype, name='norm')(x)
+    out['encoded'] = x = layers.LayerNorm(dtype=self.dtype, name='norm')(x)
     out['pooled'] = x = x.mean(axis=1)
     if self.num_classes:
       x = heads.classifier(x.shape[-1], self.num_classes, self.head_bias)(x)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import position, transformer
+from vit_jax.models import layers, position, transformer
 
 Array = jax.Array
 
@@ -107,7 +107,7 @@ class Stage(nn.Module):
   def __call__(self, x: Array, train: bool) -> Array:
     """Maps [batch, height, width, channels] to 4 * `width` channels."""
     for i in range(self.units):
-      x = transformer.constrain(x, transformer.BATCH)
+      x = layers.constrain(x, layers.BATCH)
       stride = 1 if i else self.stride
       x = Unit(self.width, stride, self.dtype, name=f'unit_{i + 1:02d}')(
         x, train
@@ -137,7 +137,7 @@ class AttentionPool(nn.Module):
     x, _ = transformer.Attention(
       self.num_heads,
       mix_heads=False,
-      inits=transformer.Inits(attention=nn.initializers.normal(deviation)),
+      inits=layers.Inits(attention=nn.initializers.normal(deviation)),
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,
       name='attention',

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import heads, transformer, variants
+from vit_jax.models import heads, layers, variants
 
 Array = jax.Array
 Form = Literal['post_activation', 'pre_activation']
@@ -197,7 +197,7 @@ class Stage(nn.Module):
     post = self.form == 'post_activation'
     unit = PostActivationUnit if post else PreActivationUnit
     for i in range(self.units):
-      x = transformer.constrain(x, transformer.BATCH)
+      x = layers.constrain(x, layers.BATCH)
       stride = 1 if i else self.stride
       x = unit(self.width, stride, self.dtype, name=f'unit_{i + 1:02d}')(x)
     return x

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import heads, position, transformer
+from vit_jax.models import heads, layers, position, transformer
 
 Array = jax.Array
 
@@ -33,7 +33,7 @@ class TextTransformer(nn.Module):
   pooling: Literal['end', 'last', 'map'] = 'end'
   activation: Literal['gelu_tanh', 'gelu', 'quick_gelu'] = 'quick_gelu'
   norm_epsilon: float = 1e-5
-  # Kernels of blocks; see `transformer.scaled_inits`.
+  # Kernels of blocks; see `layers.scaled_inits`.
   kernel_init: Literal['xavier', 'scaled'] = 'scaled'
   # After the position embeddings, each attention and each MLP layer.
   dropout: float = 0.0
@@ -93,7 +93,7 @@ class TextTransformer(nn.Module):
       dtype=self.dtype,
       name='embedding',
     )
-    x = transformer.constrain(embedding(text), transformer.BATCH)
+    x = layers.constrain(embedding(text), layers.BATCH)
     x = x + position.Learned(0.01, name='position')(x).astype(x.dtype)
     out = {'tokens': x}
     x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -7,30 +7,18 @@ in comments use: batch, length (tokens), width, heads, depth (of a head).
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
-from vit_jax.models import kernels
+from vit_jax.models import kernels, layers
 
 Array = jax.Array
 Dtype = Any
-
-# The mesh axes that the batch is split over, wherever there is a mesh.
-BATCH = ('data', 'fsdp')
-
-ACTIVATIONS = {
-  # The released ViTs use the approximation by tanh, torch's use erf and
-  # OpenAI's CLIP the sigmoid: checkpoints are exact only with their own.
-  'gelu_tanh': nn.gelu,
-  'gelu': lambda x: nn.gelu(x, approximate=False),
-  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
-}
 
 # What rematerialisation keeps of the forward pass for the backward one.
 REMAT = {
@@ -43,109 +31,6 @@ REMAT = {
     'attention_output', 'mlp_input'
   ),
 }
-
-
-def constrain(x: Array, *axes) -> Array:
-  """Says how an activation lies on the mesh; without a mesh, does nothing.
-
-  With it at every block the compiler never gathers activations, which
-  otherwise triples the memory of a sharded run.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
-
-
-def on_cpu() -> bool:
-  """Whether what is being traced is for a CPU: the mesh's, or the default.
-
-  The few places that ask compute the same in another order. What is best for
-  a TPU is not always so for a CPU.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  platform = device.platform if device else jax.default_backend()
-  return platform == 'cpu'
-
-
-class Inits(NamedTuple):
-  """How the kernels of a block start."""
-
-  attention: Callable = nn.initializers.xavier_uniform()
-  attention_out: Callable = nn.initializers.xavier_uniform()
-  mlp_up: Callable = nn.initializers.xavier_uniform()
-  mlp_down: Callable = nn.initializers.xavier_uniform()
-
-
-def scaled_inits(width: int, depth: int) -> Inits:
-  """Returns initialisers whose residual branches start the smaller the deeper.
-
-  Those of GPT-2 and of CLIP's text tower (arXiv:2103.00020, section 2.4).
-
-  Args:
-    width: of the tokens.
-    depth: number of blocks.
-  """
-  out = nn.initializers.normal((2 * depth * width) ** -0.5)
-  return Inits(
-    attention=nn.initializers.normal(width**-0.5),
-    attention_out=out,
-    mlp_up=nn.initializers.normal((2 * width) ** -0.5),
-    mlp_down=out,
-  )
-
-
-class LayerNorm(nn.Module):
-  """Layer normalisation over the last axis, statistics in float32."""
-
-  epsilon: float = 1e-6
-  dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Normalises [..., width]."""
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
-    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
-    return kernels.layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
-
-
-class Linear(nn.Module):
-  """Contracts the last axes of the input with a kernel, and adds a bias.
-
-  Attributes:
-    inputs: the input axes that are contracted, for example (heads, depth).
-    outputs: the axes that replace them.
-    kernel_init: applied to the kernel as a matrix, so that heads share one
-      fan-in and fan-out as they do in the released models.
-  """
-
-  inputs: tuple[int, ...]
-  outputs: tuple[int, ...]
-  kernel_init: Callable = nn.initializers.xavier_uniform()
-  bias_init: Callable = nn.initializers.zeros
-  dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Maps [..., *inputs] to [..., *outputs]."""
-    fan_in, fan_out = int(np.prod(self.inputs)), int(np.prod(self.outputs))
-
-    def init(key, shape):
-      return self.kernel_init(key, (fan_in, fan_out)).reshape(shape)
-
-    kernel = self.param('kernel', init, (*self.inputs, *self.outputs))
-    bias = self.param('bias', self.bias_init, self.outputs)
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    bias = bias.astype(self.dtype)
-    if on_cpu():
-      # One product of two matrices is the fastest there.
-      batch = x.shape[: x.ndim - len(self.inputs)]
-      x = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, fan_out)
-      return (x + bias.reshape(fan_out)).reshape(*batch, *self.outputs)
-    # Reshaping would cost a TPU a quarter more cycles, by its compiler's own
-    # estimate for a v3-8: it stores [length, width] in tiles.
-    axes = tuple(range(-len(self.inputs), 0))
-    return jnp.tensordot(x, kernel, (axes, tuple(range(len(axes))))) + bias
 
 
 def relative_logits(query: Array, offsets: Array) -> Array:
@@ -184,7 +69,7 @@ class Attention(nn.Module):
   dropout: float = 0.0
   causal: bool = False
   mix_heads: bool = True
-  inits: Inits = Inits()
+  inits: layers.Inits = layers.Inits()
   deterministic: bool = True
   dtype: Dtype = jnp.float32
   softmax_dtype: Dtype = jnp.float32
@@ -208,7 +93,7 @@ class Attention(nn.Module):
     heads = (self.num_heads, width // self.num_heads)
     memory = x if memory is None else memory
     linear = functools.partial(
-      Linear, (width,), heads, self.inits.attention, dtype=self.dtype
+      layers.Linear, (width,), heads, self.inits.attention, dtype=self.dtype
     )
     query = linear(name='query')(x)
     key = linear(name='key')(memory)
@@ -216,7 +101,7 @@ class Attention(nn.Module):
 
     weights = self._weights(query, key, offsets)
     drops = self.dropout > 0 and not self.deterministic
-    if on_cpu() and not drops and offsets is None:
+    if layers.on_cpu() and not drops and offsets is None:
       # The weights above are then computed only if somebody uses them.
       x = kernels.attend(query, key, value, self.softmax_dtype, self.causal)
     else:
@@ -224,7 +109,7 @@ class Attention(nn.Module):
       x = jnp.einsum('bhqk,bkhd->bqhd', dropped, value)
     if not self.mix_heads:
       return x.reshape(*x.shape[:2], width), weights
-    out = Linear(
+    out = layers.Linear(
       heads,
       (width,),
       self.inits.attention_out,
@@ -244,41 +129,6 @@ class Attention(nn.Module):
     if self.causal:
       logits = kernels.hide_future(logits)
     return nn.softmax(logits, axis=-1).astype(self.dtype)
-
-
-class Mlp(nn.Module):
-  """Two linear layers with an activation, and dropout, between them."""
-
-  hidden: int
-  activation: str = 'gelu_tanh'
-  dropout: float = 0.0
-  deterministic: bool = True
-  inits: Inits = Inits()
-  dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Maps [..., width] to [..., width]."""
-    width = x.shape[-1]
-    linear = functools.partial(
-      Linear, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype
-    )
-    up, down = self.inits.mlp_up, self.inits.mlp_down
-    x = linear((width,), (self.hidden,), up, name='up')(x)
-    x = ACTIVATIONS[self.activation](x)
-    x = nn.Dropout(self.dropout, deterministic=self.deterministic)(x)
-    return linear((self.hidden,), (width,), down, name='down')(x)
-
-
-def drop_path(x: Array, rate: float | Array, key: Array) -> Array:
-  """Drops whole examples of a residual branch, and scales up the others.
-
-  Stochastic depth (Huang et al., arXiv:1603.09382); scaled by 1 / (1 - rate)
-  in training so that evaluation needs no factor.
-  """
-  shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-  keep = jax.random.bernoulli(key, 1 - rate, shape)
-  return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
 class Block(nn.Module):
@@ -301,7 +151,7 @@ class Block(nn.Module):
   position: Callable[[], nn.Module] | None = None
   relative: bool = False
   causal: bool = False
-  inits: Inits = Inits()
+  inits: layers.Inits = layers.Inits()
   deterministic: bool = True
   dtype: Dtype = jnp.float32
   softmax_dtype: Dtype = jnp.float32
@@ -309,7 +159,7 @@ class Block(nn.Module):
   def _branch(self, y: Array, drop_rate: float | Array) -> Array:
     y = nn.Dropout(self.dropout, deterministic=self.deterministic)(y)
     if self.stochastic_depth and not self.deterministic:
-      y = drop_path(y, drop_rate, self.make_rng('dropout'))
+      y = layers.drop_path(y, drop_rate, self.make_rng('dropout'))
     return y
 
   @nn.compact
@@ -330,7 +180,7 @@ class Block(nn.Module):
       first: compute the output of so many tokens only, None for all.
     """
     norm = dict(epsilon=self.norm_epsilon, dtype=self.dtype)
-    x = constrain(x, BATCH)
+    x = layers.constrain(x, layers.BATCH)
     offsets = shared.get('offsets')
     if self.position is not None:
       x = x + self.position()(x).astype(x.dtype)
@@ -340,7 +190,7 @@ class Block(nn.Module):
       depth = x.shape[-1] // self.num_heads
       offsets = self.param('offsets', *relative_init(x.shape[1], depth))
 
-    y = LayerNorm(name='attention_norm', **norm)(x)
+    y = layers.LayerNorm(name='attention_norm', **norm)(x)
     y, weights = Attention(
       self.num_heads,
       dropout=self.attention_dropout,
@@ -352,11 +202,13 @@ class Block(nn.Module):
       name='attention',
     )(y[:, :first], y, offsets=offsets)
     attended = checkpoint_name(y, 'attention_output')
-    x = constrain(x[:, :first] + self._branch(attended, drop_rate), BATCH)
+    x = layers.constrain(
+      x[:, :first] + self._branch(attended, drop_rate), layers.BATCH
+    )
     after_attention = x
 
-    y = LayerNorm(name='mlp_norm', **norm)(x)
-    y = Mlp(
+    y = layers.LayerNorm(name='mlp_norm', **norm)(x)
+    y = layers.Mlp(
       self.mlp_dim,
       activation=self.activation,
       dropout=self.dropout,
@@ -365,7 +217,7 @@ class Block(nn.Module):
       dtype=self.dtype,
       name='mlp',
     )(checkpoint_name(y, 'mlp_input'))
-    x = constrain(x + self._branch(y, drop_rate), BATCH)
+    x = layers.constrain(x + self._branch(y, drop_rate), layers.BATCH)
     return x, {
       'attention_weights': weights,
       'attention': attended,
@@ -458,7 +310,9 @@ class Transformer(nn.Module):
       position=self.position if own else None,
       relative=self.relative and own,
       causal=self.causal,
-      inits=scaled_inits(x.shape[-1], self.depth) if scaled else Inits(),
+      inits=layers.scaled_inits(x.shape[-1], self.depth)
+      if scaled
+      else layers.Inits(),
       deterministic=self.deterministic,
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,
@@ -483,7 +337,7 @@ class Transformer(nn.Module):
         if self.first and i == self.depth - 1:
           intermediates['first'], _ = layer(x, float(rate), shared, self.first)
         x, intermediates[name] = layer(x, float(rate), shared, None)
-    norm = LayerNorm(self.norm_epsilon, self.dtype, name='norm')
+    norm = layers.LayerNorm(self.norm_epsilon, self.dtype, name='norm')
     x = norm(x)
     if self.first:
       first = intermediates.get('first')

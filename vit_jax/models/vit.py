@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import heads, position, resnet, transformer, variants
+from vit_jax.models import (
+  heads,
+  layers,
+  position,
+  resnet,
+  transformer,
+  variants,
+)
 from vit_jax.models.patches import PatchEmbedding, drop_patches
 
 Array = jax.Array
@@ -129,7 +136,7 @@ class ViT(nn.Module):
   pre_norm: bool = False
   activation: Literal['gelu_tanh', 'gelu', 'quick_gelu'] = 'gelu_tanh'
   norm_epsilon: float = 1e-6
-  # Kernels of blocks, see `transformer.scaled_inits`, class token and
+  # Kernels of blocks, see `layers.scaled_inits`, class token and
   # positions.
   kernel_init: Literal['xavier', 'scaled'] = 'xavier'
   # After the position embeddings, each attention and each MLP layer.
@@ -247,7 +254,7 @@ class ViT(nn.Module):
     )(image)
     out['patches'] = x
     grid = x.shape[1:3]
-    x = transformer.constrain(x.reshape(batch, -1, width), transformer.BATCH)
+    x = layers.constrain(x.reshape(batch, -1, width), layers.BATCH)
     if self.pooling == 'token':
       init = nn.initializers.zeros
       if self.kernel_init == 'scaled':
@@ -265,9 +272,7 @@ class ViT(nn.Module):
       patches = drop_patches(patches, self.patch_dropout, key)
       x = jnp.concatenate([before, patches], axis=1)
     if self.pre_norm:
-      norm = transformer.LayerNorm(
-        self.norm_epsilon, self.dtype, name='pre_norm'
-      )
+      norm = layers.LayerNorm(self.norm_epsilon, self.dtype, name='pre_norm')
       out['normed'] = x = norm(x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
@@ -298,7 +303,7 @@ class ViT(nn.Module):
 
     if self.representation_size:
       size = self.representation_size
-      x = transformer.Linear(
+      x = layers.Linear(
         (width,),
         (width if size == -1 else size,),
         kernel_init=nn.initializers.lecun_normal(),

@@ -139,7 +139,7 @@ def read(
       f'{", ".join(_ACTIVATIONS)}. The tensors do not say it, and with a wrong '
       "one the model is silently worse: OpenAI's own have 'quick_gelu', most "
       "that open_clip has trained 'gelu'. Say which with "
-      'read(..., told=dict(activation=...)).'
+      'read(..., told=dict(activation=...)), or --activation on a command line.'
     )
   tensors = _unstacked(tensors)
   text_width, width = _shape(tensors, 'text_projection', 2)

@@ -4,6 +4,7 @@ What only one part can judge, that part checks; here is what a number may be,
 and what has to fit between sections.
 """
 
+import importlib.util
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -108,4 +109,13 @@ def check_init(init: Any) -> None:
     raise ConfigError(
       f'config.init.grid is {grid!r}, expected rows and columns of patches, '
       'such as (14, 14).'
+    )
+
+
+def check_wandb(project: str) -> None:
+  """Raises ConfigError if figures cannot go where `config.wandb` says."""
+  if project and importlib.util.find_spec('wandb') is None:
+    raise ConfigError(
+      f'config.wandb is {project!r}, but the package is not installed: run '
+      "'pip install wandb', or leave config.wandb out."
     )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.transformer import constrain
+from vit_jax.models.layers import constrain
 from vit_jax.training import mesh as mesh_lib
 
 Embed = Callable[[Any, Any, jax.Array], Any]

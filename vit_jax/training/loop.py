@@ -367,7 +367,11 @@ class _Loop:
       if processes.first():
         workdir_lib.write_config(self.workdir, self.config)
         self.writer = stack.enter_context(
-          contextlib.closing(metrics_lib.MetricsWriter(self.workdir, start))
+          contextlib.closing(
+            metrics_lib.MetricsWriter(
+              self.workdir, start, self.config.wandb, self.config.to_dict()
+            )
+          )
         )
       self.console.print(summary.of_plan(self.run))
       asked = stack.enter_context(stop_requests())

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.config import ConfigError
-from vit_jax.models import transformer
+from vit_jax.models import layers
 from vit_jax.training import rules
 
 AXES = ('data', 'fsdp', 'tensor')
-BATCH = PartitionSpec(transformer.BATCH)
+BATCH = PartitionSpec(layers.BATCH)
 
 # Which parameters are split how: axes of the mesh, each with the axis of the
 # parameter that it splits, counted from the end (stacked layers come first).

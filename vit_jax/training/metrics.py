@@ -1,9 +1,11 @@
 """The figures of a run: one JSON object a row, and TensorBoard events."""
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
@@ -39,9 +41,17 @@ class MetricsWriter:
     workdir: of the run.
     start: step that the run goes on from; later rows are dropped, as those
       steps are done again.
+    project: at Weights & Biases, to which rows go as well; '' for none.
+    config: of the run, shown there.
   """
 
-  def __init__(self, workdir: epath.Path, start: int):
+  def __init__(
+    self,
+    workdir: epath.Path,
+    start: int,
+    project: str = '',
+    config: Mapping[str, Any] | None = None,
+  ):
     kept = [row for row in read(workdir) if row['step'] <= start]
     self._path = workdir / FILE
     self._text = ''.join(json.dumps(row) + '\n' for row in kept)
@@ -52,6 +62,19 @@ class MetricsWriter:
     self._board = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start + 1, flush_secs=20
     )
+    self._online = None
+    if project:
+      import wandb  # Nobody who does not ask for it needs it.
+
+      # The same run again where this one goes on from a checkpoint.
+      name = str(workdir)
+      self._online = wandb.init(
+        project=project,
+        id=hashlib.sha256(name.encode()).hexdigest()[:16],
+        name=workdir.name,
+        config=dict(config or {}),
+        resume='allow',
+      )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one row."""
@@ -71,6 +94,8 @@ class MetricsWriter:
         self.flush()
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
+    if self._online:
+      self._online.log(values, step=step)
 
   def flush(self) -> None:
     """Writes all rows so far, so that no end of this process can lose them."""
@@ -87,3 +112,5 @@ class MetricsWriter:
     if self._file:
       self._file.close()
     self._board.close()
+    if self._online:
+      self._online.finish()

@@ -189,6 +189,7 @@ def prepare(
   """
   checks.check_values(config)
   checks.check_init(config.init)
+  checks.check_wandb(config.wandb)
   mesh = mesh_lib.make(config.mesh, devices)
   checks.check_batches(config, mesh)
   inputs = inputs_lib.open_inputs(config, planned)

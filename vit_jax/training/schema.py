@@ -115,6 +115,8 @@ SCHEMA = {
   },
   'checkpoint': Checkpointing,
   'log_every': Field(Duration, '50steps'),
+  # Project at Weights & Biases that figures go to as well; '' for none.
+  'wandb': Field(str, ''),
   'init': Init,
   # Initialisation, order of the data, augmentation and dropout follow it.
   'seed': Field(int, 0),

@@ -1,0 +1,78 @@
+"""Cases of attention whose distance and rollout are known."""
+
+import numpy as np
+import pytest
+
+from vit_jax.analysis import attention
+
+GRID, SPACING = (3, 5), (4.0, 2.0)
+PATCHES = GRID[0] * GRID[1]
+
+
+def random_weights(*shape):
+  """Returns attention weights with noise in all of them."""
+  weights = np.random.default_rng(0).uniform(0.1, 1, shape)
+  return weights / weights.sum(-1, keepdims=True)
+
+
+def test_distance_of_uniform_attention_has_a_closed_form():
+  # As many pairs of patches are (i, j) apart as the grid has room for.
+  expected = sum(
+    (2 - (i == 0)) * (2 - (j == 0))
+    * (GRID[0] - i) * (GRID[1] - j)
+    * np.hypot(i * SPACING[0], j * SPACING[1])
+    for i in range(GRID[0])
+    for j in range(GRID[1])
+  ) / PATCHES**2  # fmt: skip
+  apart = attention.grid_distances(GRID, SPACING)
+  uniform = np.full((2, 3, PATCHES, PATCHES), 1 / PATCHES)
+  found = attention.mean_distance(uniform, apart)
+  np.testing.assert_allclose(found, np.full((2, 3), expected), atol=1e-5)
+
+
+def test_distance_of_attention_to_itself_and_to_one_side():
+  apart = attention.grid_distances(GRID, SPACING)
+  assert attention.mean_distance(np.eye(PATCHES), apart) == 0
+  # Each patch looks at the one on its right, the last of a row at the first.
+  right = np.roll(np.eye(GRID[1]), 1, axis=1)
+  weights = np.kron(np.eye(GRID[0]), right)
+  found = attention.mean_distance(weights, apart)
+  assert found == pytest.approx((4 * 2.0 + 8.0) / 5, abs=1e-6)
+
+
+def test_distance_leaves_the_class_token_out():
+  apart = attention.grid_distances(GRID, SPACING)
+  weights = random_weights(2, PATCHES, PATCHES)
+  expected = attention.mean_distance(weights, apart)
+  whole = random_weights(2, PATCHES + 1, PATCHES + 1)
+  # Whatever the class token takes of a patch, the rest is shared as before.
+  share = 1 - whole[:, 1:, :1]
+  whole[:, 1:, 1:] = share * weights
+  found = attention.mean_distance(whole, apart)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_rollout_mixes_layers_as_the_residual_stream_does():
+  layers = random_weights(3, 2, 4, 6, 6)  # Layers, batch, heads.
+  found = attention.rollout(list(layers))
+  expected = np.eye(6)
+  for layer in layers:
+    expected = (0.5 * layer.mean(1) + 0.5 * np.eye(6)) @ expected
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize('before', [0, 1])
+def test_rollout_of_uniform_attention_is_flat(before):
+  tokens = PATCHES + before
+  uniform = np.full((2, 3, tokens, tokens), 1 / tokens)
+  found = attention.seen(attention.rollout([uniform] * 4), PATCHES)
+  np.testing.assert_allclose(found, np.ones((2, PATCHES)), atol=1e-5)
+
+
+def test_what_is_seen_is_seen_by_the_class_token_or_else_by_all():
+  weights = random_weights(2, 7, 7)
+  for patches, expected in ((6, weights[:, 0, 1:]), (7, weights.mean(1))):
+    expected = expected / expected.mean(-1, keepdims=True)
+    found = attention.seen(weights, patches)
+    np.testing.assert_allclose(found, expected, atol=1e-6)

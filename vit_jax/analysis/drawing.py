@@ -1,0 +1,276 @@
+"""Figures from numbers, such as a paper could print."""
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from vit_jax.models import position
+
+STYLE = {
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.titlesize': 10,
+  # Large enough for a phone.
+  'font.size': 11,
+  'image.interpolation': 'nearest',
+  'legend.frameon': False,
+  'savefig.bbox': 'tight',
+  'savefig.dpi': 200,
+  'savefig.pad_inches': 0.05,
+}
+# Inches: a page of a paper, without its margins.
+_WIDTH, _HEIGHT = 6.5, 8.5
+# Between tiles, in shares of their size.
+_GAP = 0.12
+# Of what is attended to; and how much of an image it covers.
+_HEAT, _COVER = 'inferno', 0.65
+# Numbers on an axis of tiles, at most.
+_TICKS = 16
+
+
+def filters(components: np.ndarray, shares: np.ndarray) -> Figure:
+  """Draws filters side by side; grey is zero.
+
+  Args:
+    components: [n, height, width, channels].
+    shares: of the variance, [n].
+  """
+  number = len(components)
+  columns = min(7, number)
+  rows = -(-number // columns)
+  largest = np.abs(components).max(axis=(1, 2, 3), keepdims=True)
+  tiles = np.full((rows * columns, *components.shape[1:]), np.nan)
+  tiles[:number] = 0.5 + 0.5 * components / largest
+  figure = _figure(0.5 + 0.9 * rows, max(3, 0.9 * columns))
+  axes = figure.subplots()
+  tiles = _rgb(tiles.reshape(rows, columns, *tiles.shape[1:]))
+  _show_tiles(axes, tiles)
+  _frame_tiles(axes, tiles, number)
+  axes.set_xlabel(
+    f'{number} principal components: {shares.sum():.0%} of the variance'
+  )
+  return figure
+
+
+def positions(similarity: np.ndarray) -> Figure:
+  """Draws a grid of grids.
+
+  Args:
+    similarity: of patch and patch, [rows, columns, rows, columns].
+  """
+  rows, columns = similarity.shape[:2]
+  figure = _figure(0.5 + 5.2 * rows / columns)
+  axes = figure.subplots()
+  tiles = similarity[..., None]
+  image = _show_tiles(axes, tiles, vmin=min(0, tiles.min()), vmax=1)
+  _number_tiles(axes, tiles)
+  axes.set(xlabel='column of the patch', ylabel='row of the patch')
+  figure.colorbar(image, label='cosine similarity', shrink=0.8)
+  return figure
+
+
+def distances(mean: np.ndarray, all_alike: float) -> Figure:
+  """Draws the distance of every head.
+
+  Args:
+    mean: in pixels, [layers, heads].
+    all_alike: of attention to all patches alike.
+  """
+  figure = _figure(4)
+  axes = figure.subplots()
+  layers = np.arange(1, len(mean) + 1)
+  axes.axhline(
+    all_alike, color='gray', linestyle='--', linewidth=1, label='all alike'
+  )
+  heads = mean.shape[1]
+  colours = matplotlib.colormaps['turbo'](np.linspace(0.05, 0.95, heads))
+  for head, colour in enumerate(colours):
+    label = f'head {head + 1}'
+    axes.plot(layers, mean[:, head], 'o', color=colour, label=label)
+  axes.set(
+    xlabel='layer',
+    ylabel='mean attention distance, pixels',
+    ylim=(0, 1.08 * max(mean.max(), all_alike)),
+  )
+  axes.set_xticks(layers[:: -(-len(layers) // _TICKS)])
+  axes.grid(alpha=0.3)
+  figure.legend(loc='outside right upper', ncols=-(-heads // 20))
+  return figure
+
+
+def overlaid(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
+  """Lays colours over grey images: the brighter, the more is attended to.
+
+  Args:
+    pixels: from 0 to 1, [images, height, width, 3].
+    maps: of patches, [images, rows, columns]; scaled for each image.
+  """
+  images, *grid = maps.shape
+  height, width = pixels.shape[1:3]
+  flat = maps.reshape(images, -1).T[None]
+  flat = position.resize(flat, tuple(grid), (height, width), 'half_pixel')
+  heat = flat[0].T.reshape(images, height, width)
+  heat = heat / heat.max(axis=(1, 2), keepdims=True)
+  colours = matplotlib.colormaps[_HEAT](heat)[..., :3]
+  grey = pixels.mean(-1, keepdims=True)
+  return (1 - _COVER) * grey + _COVER * colours
+
+
+def blocky(colours: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+  """Enlarges patches [images, rows, columns, 3] to the size of the images."""
+  (rows, columns), (height, width) = colours.shape[1:3], pixels.shape[1:3]
+  row = np.arange(height) * rows // height
+  column = np.arange(width) * columns // width
+  return colours[:, row[:, None], column]
+
+
+def pairs(left: np.ndarray, right: np.ndarray) -> Figure:
+  """Draws a sheet of pairs of images, each [images, height, width, 3]."""
+  number, height, width = left.shape[:3]
+  columns = min(4, number)
+  rows = -(-number // columns)
+  figure = _figure(_WIDTH / 2 * rows / columns * height / width + 0.1)
+  panels = figure.subplots(rows, columns, squeeze=False).ravel()
+  for axes, *pair in zip(panels, left, right):
+    _show_tiles(axes, np.stack(pair)[None])
+  for axes in panels[number:]:
+    axes.set_axis_off()
+  return figure
+
+
+def attention_map(name: str, pixels: np.ndarray, weights: np.ndarray) -> Figure:
+  """Draws an image, what is attended to, and both together.
+
+  Args:
+    name: of the image.
+    pixels: [height, width, 3].
+    weights: of patches, 1 on average, [rows, columns].
+  """
+  figure = _figure(0.2 + 2 * pixels.shape[0] / pixels.shape[1])
+  panels = figure.subplots(1, 3)
+  panels[0].imshow(pixels)
+  heat = panels[1].imshow(weights, vmin=0, cmap=_HEAT)
+  panels[2].imshow(overlaid(pixels[None], weights[None])[0])
+  figure.colorbar(heat, ax=panels[1], shrink=0.7)
+  titles = (_short(name), 'times the average', 'both')
+  for axes, title in zip(panels, titles):
+    axes.set_axis_off()
+    axes.set_title(title)
+  return figure
+
+
+def heads(pixels: np.ndarray, weights: np.ndarray) -> Figure:
+  """Draws what every head attends to, beside the image.
+
+  Args:
+    pixels: [height, width, 3].
+    weights: of patches, [layers, heads, rows, columns].
+  """
+  layers, number, rows, columns = weights.shape
+  beside = _WIDTH / 4
+  wide = min((_WIDTH - beside) / number, _HEIGHT / layers * columns / rows)
+  tall = wide * layers * rows / columns
+  figure = _figure(max(beside, tall) + 0.6, beside + wide * number + 0.6)
+  ratios = (beside, wide * number)
+  left, right = figure.subplots(1, 2, width_ratios=ratios)
+  left.set_anchor('N')
+  right.set_anchor('N')
+  left.imshow(pixels)
+  left.set_axis_off()
+  tiles = (weights / weights.max(axis=(2, 3), keepdims=True))[..., None]
+  _show_tiles(right, tiles, vmin=0, vmax=1, cmap=_HEAT)
+  _number_tiles(right, tiles)
+  right.set(xlabel='head', ylabel='layer')
+  return figure
+
+
+def neighbours(
+  pixels: np.ndarray, order: np.ndarray, similarity: np.ndarray
+) -> Figure:
+  """Draws images, one a row, each with those that are most like it.
+
+  Args:
+    pixels: [images, height, width, 3].
+    order: which are most like the first images, [queries, number].
+    similarity: of them, likewise.
+  """
+  queries, number = order.shape
+  size = _WIDTH / (number + 1) * pixels.shape[1] / pixels.shape[2]
+  figure = _figure(queries * (size + 0.2))
+  panels = figure.subplots(queries, number + 1)
+  panels = panels.reshape(queries, number + 1)
+  for row, axes in enumerate(panels):
+    for panel, index in zip(axes, (row, *order[row])):
+      panel.imshow(pixels[index])
+      panel.set_axis_off()
+    for panel, value in zip(axes[1:], similarity[row]):
+      panel.set_title(f'{value:.2f}', pad=2)
+  panels[0, 0].set_title('image', pad=2, fontweight='bold')
+  return figure
+
+
+def _figure(height: float, width: float = _WIDTH) -> Figure:
+  """Returns an empty figure, sizes in inches."""
+  return Figure(figsize=(width, height), layout='constrained')
+
+
+def _rgb(tiles: np.ndarray) -> np.ndarray:
+  """Makes grey [..., 1] colours; leaves colours as they are."""
+  return np.broadcast_to(tiles, (*tiles.shape[:-1], 3))
+
+
+def _gap(tiles: np.ndarray) -> int:
+  return max(1, round(_GAP * max(tiles.shape[2:4])))
+
+
+def _show_tiles(axes: Axes, tiles: np.ndarray, **options):
+  """Draws tiles [rows, columns, height, width, channels] beside each other.
+
+  Args:
+    axes: to draw on.
+    tiles: of 3 channels, or of 1 that has a colour map; NaN stays free.
+    **options: of `imshow`.
+  """
+  rows, columns, height, width, channels = tiles.shape
+  gap = _gap(tiles)
+  space = ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0))
+  padded = np.pad(tiles.astype(np.float32), space, constant_values=np.nan)
+  whole = padded.transpose(0, 2, 1, 3, 4).reshape(
+    rows * (height + gap), columns * (width + gap), channels
+  )[:-gap, :-gap]
+  if channels == 3:
+    whole = np.nan_to_num(whole, nan=1)
+  axes.spines[:].set_visible(False)
+  axes.set(xticks=[], yticks=[])
+  return axes.imshow(whole, **options)
+
+
+def _frame_tiles(axes: Axes, tiles: np.ndarray, number: int) -> None:
+  """Draws a line around the first tiles: what is white in them has an end."""
+  columns, height, width = tiles.shape[1:4]
+  for index in range(number):
+    row, column = np.array(divmod(index, columns)) * (
+      np.array([height, width]) + _gap(tiles)
+    )
+    corner = (column - 0.5, row - 0.5)
+    frame = Rectangle(corner, width, height, fill=False, color='gray')
+    axes.add_patch(frame)
+
+
+def _number_tiles(axes: Axes, tiles: np.ndarray) -> None:
+  """Labels rows and columns of tiles with their numbers, from 1."""
+  gap = _gap(tiles)
+  for axis, number, size in zip(
+    (axes.yaxis, axes.xaxis), *np.reshape(tiles.shape[:4], (2, 2))
+  ):
+    shown = np.arange(0, number, -(-number // _TICKS))
+    axis.set_ticks(shown * (size + gap) + (size - 1) / 2, shown + 1)
+  axes.tick_params(length=0)
+
+
+def _short(name: str) -> str:
+  """Returns a name that can stand above an image."""
+  name = name.rpartition('/')[2]
+  return f'{name[:17]}...' if len(name) > 20 else name
