@@ -8,7 +8,7 @@ TFDS = ['importlib-resources>=6.0', 'tensorflow-datasets>=4.9.10']
 setuptools.setup(
   name='vit_jax',
   version='0.1.0',
-  description='ViT, CLIP and DALL-E in JAX, TPU first',
+  description='Vision Transformers in JAX, TPU first',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
   package_data={'vit_jax.data': ['class_names/*']},

@@ -15,8 +15,8 @@ Settings are compared on images held out of training, never on the test set:
     --config.data.test.split='train[95%:]' \
     --config.data.expected.train_examples=57000
 
-Expected: 89.88 % test accuracy (one run, seed 0).
-Cost: 14 minutes of training at the 780 images/s of two quiet CPU cores.
+Expected: 90.77 % test accuracy (one run, seed 0).
+Cost: 10 minutes of training on two CPU cores, at 633 images/s.
 """
 
 from ml_collections import ConfigDict

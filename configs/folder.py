@@ -14,8 +14,7 @@ for 100 epochs of 1,000 images. For larger images than 64x64 change the
 preprocessing of both parts together, for example on the command line:
 
   --config.data.train.preprocess='inception_crop(128)|flip_lr|value_range(-1,1)'
-  --config.data.test.preprocess='resize_small(144)|central_crop(128)
-    |value_range(-1,1)'
+  --config.data.test.preprocess='resize(128)|value_range(-1,1)'
 """
 
 import pathlib

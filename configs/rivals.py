@@ -6,6 +6,9 @@ need the same arithmetic for an image, to a tenth, and see as many images.
 
   python -m vit_jax.train --config=configs/rivals.py:vit-M --workdir=runs/vit-M
 
+The data lies in data/fashion-mnist, see fashion_mnist.py; for another folder
+set --config.data.train.source=idx:DIR, and the same for test.
+
 Accuracy against the size of the training set, for each KIND, and the plot:
 
   python -m vit_jax.sweep --config=configs/rivals.py:KIND-M --run \

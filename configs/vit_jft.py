@@ -17,9 +17,9 @@ A record has one label here, while images of JFT have 1.26 on average.
 Expected: ImageNet top-1 after fine-tuning at 384 px (the paper's table 5):
 B/16 84.15, B/32 80.73, L/16 87.12, L/32 84.37, H/14 88.04.
 Cost in exaFLOP (the paper's table 6): B/32 55, B/16 224, L/32 196, L/16 783
-and for 14 epochs 1567, H/14 4262, R50+B/32 106, R50+B/16 274, R50+L/32 246, R50+L/16 of
-14 epochs 1668, R50x1 50, R152x2 563. In TPUv3-core-days (table 2): L/16 of 14
-epochs 680, H/14 2500.
+and for 14 epochs 1567, H/14 4262, R50+B/32 106, R50+B/16 274, R50+L/32 246,
+R50+L/16 of 14 epochs 1668, R50x1 50, R152x2 563. In TPUv3-core-days (table
+2): L/16 of 14 epochs 680, H/14 2500.
 """
 
 from ml_collections import ConfigDict

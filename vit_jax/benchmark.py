@@ -26,7 +26,11 @@ def main(arguments: Sequence[str], console: Console) -> None:
   """Prints a table a measurement, and writes all of them as JSON."""
   options = command_line.parser(__doc__, 'vit_jax.benchmark')
   command_line.add_config(options)
-  options.add_argument('--what', default=','.join(speed.MEASUREMENTS))
+  options.add_argument(
+    '--what',
+    default=','.join(speed.MEASUREMENTS),
+    help='of step, inference and data; all by default',
+  )
   options.add_argument('--repeats', type=int, default=20, help='timed calls')
   options.add_argument('--json', type=pathlib.Path, help='file to write')
   known, overrides = command_line.split(options, arguments)

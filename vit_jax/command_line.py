@@ -52,8 +52,8 @@ def add_model(options: argparse.ArgumentParser) -> None:
   """Adds what names a trained model, beside `--workdir`."""
   options.add_argument(
     '--checkpoint',
-    help='released checkpoint in place of --workdir: an .npz or .safetensors '
-    'file',
+    help='released checkpoint in place of --workdir: an .npz file, or a folder '
+    'or .safetensors file of transformers',
   )
   options.add_argument(
     '--step', help='of the checkpoint: a number or "best"; newest by default'

@@ -80,7 +80,7 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
   except ImportError as error:
     raise ImportError(
       f"the source 'tfds:{name}' needs TensorFlow Datasets: run "
-      "'pip install -e .[tfds]' in the folder of vit_jax"
+      "pip install -e '.[tfds]' in the folder of vit_jax"
     ) from error
   data_dir = os.environ.get('TFDS_DATA_DIR')
   prepare = (

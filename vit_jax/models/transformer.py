@@ -241,7 +241,7 @@ class Transformer(nn.Module):
     relative: whether attention knows relative positions.
     shared_position: whether all blocks share the positions of the two above.
     causal: whether a token sees none of those after it.
-    kernel_init: 'xavier' as in ViT, or see `scaled_inits`.
+    kernel_init: 'xavier' as in ViT, or see `layers.scaled_inits`.
     first: the intermediate `first` is the output of so many tokens, for which
       the last block computes no others: a twelfth of ViT-B's work is saved
       where the class token is all that is used.

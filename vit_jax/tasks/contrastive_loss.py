@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from vit_jax.models.transformer import BATCH
+from vit_jax.models.layers import BATCH
 
 Array = jax.Array
 

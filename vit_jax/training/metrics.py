@@ -1,8 +1,8 @@
 """The figures of a run: one JSON object a row, and TensorBoard events."""
 
-import hashlib
 import json
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -67,10 +67,12 @@ class MetricsWriter:
       import wandb  # Nobody who does not ask for it needs it.
 
       # The same run again where this one goes on from a checkpoint.
-      name = str(workdir)
+      name = workdir / 'wandb_id'
+      if start == 0 or not name.exists():
+        name.write_text(secrets.token_hex(8))
       self._online = wandb.init(
         project=project,
-        id=hashlib.sha256(name.encode()).hexdigest()[:16],
+        id=name.read_text(),
         name=workdir.name,
         config=dict(config or {}),
         resume='allow',
