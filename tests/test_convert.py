@@ -114,7 +114,7 @@ REFUSED = [
   ((TOKEN, 'x.npz', '--inspect'), 'Give a TARGET'),
   ((TOKEN, 'x.npz', '--gird=4x4'), "Did you mean '--grid'"),
   ((TOKEN, 'x.npz', '--config.model.width=3'), 'converted as it is'),
-  ((TOKEN, 'x', '--dialect=google'), 'an .npz file, which x is not'),
+  ((TOKEN, 'x', '--dialect=google'), r'ends in \.npz, which x is not'),
   ((TOKEN, 'x.npz', '--dialect=huggingface'), 'a folder, which x.npz is not'),
   ((TOKEN, 'x'), 'representation_size is 40, can be 0'),
   (('none.npz', 'x.npz'), 'No such file'),

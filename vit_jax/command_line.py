@@ -2,12 +2,15 @@
 
 import argparse
 import dataclasses
+import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import resources
 
+import jax
 from etils import epath
 from rich.console import Console
 
@@ -23,6 +26,7 @@ _CLASS_NAMES = ('imagenet',)
 # Exit codes. A supervisor should start again after anything but these, and
 # after PREEMPTED; the others would only happen again, or are wanted.
 DONE = 0
+CRASHED = 1  # A fault of the program: the one that Python itself gives.
 REFUSED = 2  # The configuration or the request cannot work.
 STOPPED = 3  # Data, training or checkpoints are broken: not finite, damaged.
 PREEMPTED = 75  # Asked to stop, everything saved: start again to go on.
@@ -182,4 +186,15 @@ def run(main: Callable[[Sequence[str], Console], None]) -> None:
     code = PREEMPTED
   except KeyboardInterrupt:
     code = INTERRUPTED
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    traceback.print_exc()
+    code = CRASHED
+  if code not in (DONE, PREEMPTED) and jax.distributed.is_initialized():
+    # At exit JAX would wait for the other processes, which wait for this one;
+    # after five minutes it aborts, and the code is lost.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
   sys.exit(code)

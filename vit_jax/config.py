@@ -207,7 +207,7 @@ def _spelled_out(config: dict, schema: Any) -> dict:
     below = schema.get(name) if isinstance(schema, Mapping) else None
     if below is None or isinstance(below, Field):
       result[name] = value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, (Mapping, ConfigDict)):
       result[name] = _spelled_out(value, below)
     else:
       first = _first_key(below)
@@ -221,6 +221,8 @@ def _key_at(config: Mapping, schema: Any, path: str) -> tuple[str, Any]:
   for name in path.split('.'):
     if isinstance(schema, Field):
       raise ConfigError(f'--{at} is a value; it has no key {name!r}.')
+    if not isinstance(config, (Mapping, ConfigDict)):
+      raise ConfigError(f'{at} is {config!r}, expected a section of keys.')
     keys = _keys(config, schema, at)
     if name not in keys:
       raise ConfigError(

@@ -9,6 +9,7 @@ and what is finished is not done again.
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import pathlib
@@ -26,7 +27,15 @@ from rich.table import Table
 
 from vit_jax import command_line, config
 from vit_jax.config import ConfigError, did_you_mean
-from vit_jax.training import checks, loop, metrics, progress, schema, summary
+from vit_jax.training import (
+  checks,
+  loop,
+  metrics,
+  progress,
+  schema,
+  summary,
+  whole_files,
+)
 from vit_jax.training.checkpoint import LOWER_IS_BETTER
 
 _FINISHED = 'finished'
@@ -37,7 +46,7 @@ _METRICS = ('test/accuracy', 'test/loss', 'train/loss')
 def main(arguments: Sequence[str], console: Console) -> None:
   """Prints commands; with `--run` runs them; ends with a table."""
   known, overrides = command_line.split(_parser(), arguments)
-  workdir = pathlib.Path(command_line.required(known.workdir))
+  workdir = command_line.required(known.workdir)
   if known.config is None:
     _check_table_alone(known, overrides)
     names = sorted(path.parent.name for path in workdir.glob('*/config.json'))
@@ -256,10 +265,11 @@ def _show(
   columns = [*varied, 'status', 'step', 'last', 'best', 'at', 'seconds']
   path = workdir / 'sweep.csv'
   workdir.mkdir(parents=True, exist_ok=True)
-  with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, [*columns, 'metric'])
-    writer.writeheader()
-    writer.writerows({**row, 'metric': metric} for row in rows)
+  text = io.StringIO(newline='')
+  writer = csv.DictWriter(text, [*columns, 'metric'])
+  writer.writeheader()
+  writer.writerows({**row, 'metric': metric} for row in rows)
+  whole_files.write(path, text.getvalue())
   console.print(_table(metric, columns, rows))
   console.print(f'Written to {path}.', highlight=False, soft_wrap=True)
 

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models import clip, kernels, modified_resnet, patches, transformer
+from vit_jax.models import (
+  clip,
+  kernels,
+  layers,
+  modified_resnet,
+  patches,
+  transformer,
+)
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.vit import ViT, count_parameters
 
@@ -190,7 +197,7 @@ def test_an_id_outside_of_the_vocabulary_is_not_a_number():
 @pytest.mark.parametrize('cpu', [True, False])
 @pytest.mark.parametrize('queries', [7, 3])
 def test_causal_attention_sees_the_past_alone(cpu, queries, monkeypatch):
-  monkeypatch.setattr(transformer, 'on_cpu', lambda: cpu)
+  monkeypatch.setattr(layers, 'on_cpu', lambda: cpu)
   model = transformer.Attention(3, causal=True)
   x = noise(0, 2, 7, 24)
   params = model.init(jax.random.key(0), x)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models import position, transformer, vit
+from vit_jax.models import layers, position, transformer, vit
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
 IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
@@ -127,7 +127,7 @@ def from_released(name):
 @pytest.mark.parametrize('cpu', [True, False])
 def test_computes_what_the_released_model_computes(name, cpu, monkeypatch):
   # Both orders of computing, whatever this runs on.
-  monkeypatch.setattr(transformer, 'on_cpu', lambda: cpu)
+  monkeypatch.setattr(layers, 'on_cpu', lambda: cpu)
   golden = np.load(GOLDENS / f'{name}.npz')
   sizes = json.loads(str(golden['meta']))['hyperparameters']
   params = {

@@ -15,6 +15,7 @@ import pytest
 from vit_jax import command_line
 from vit_jax.config import ConfigError
 from vit_jax.training import processes
+from vit_jax.training import workdir as workdir_lib
 from vit_jax.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -146,6 +147,15 @@ def test_a_killed_process_ends_the_others(alone, tmp_path, victim):
   )  # fmt: skip
   assert codes(start(workdir, 2)) == [0, 0]
   check_same(workdir, alone)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_keeps_its_code(tmp_path):
+  run = tmp_path / 'run'
+  with workdir_lib.only_run_in(run):
+    pair = start(run, 2)
+    # Without waiting for the other, which waits for it.
+    assert codes(pair, seconds=120)[0] == command_line.REFUSED
 
 
 def test_half_a_description_of_processes_is_refused(monkeypatch):

@@ -141,6 +141,10 @@ class ClassesSource:
     labels = new_label[np.asarray(source.labels)]
     self._indices = np.flatnonzero(labels >= 0)
     self.labels = labels[self._indices]
+    if not len(self.labels):
+      raise ValueError(
+        f'no record is of the classes {_shorten(self.class_names)}'
+      )
 
   def __len__(self) -> int:
     return len(self.labels)

@@ -219,7 +219,7 @@ def make_features(model: Any, name: str) -> Callable[[Any, Mapping], dict]:
 def collect(
   features: Callable, variables: Any, batches: Iterable[Mapping]
 ) -> dict[str, np.ndarray]:
-  """Returns the features of all batches on the host, in their order.
+  """Returns the features of all batches on the host, in the records' order.
 
   Args:
     features: see `make_features`.
@@ -233,9 +233,12 @@ def collect(
     if len(parts) > 2:
       parts[-3] = jax.device_get(parts[-3])
   parts = jax.device_get(parts)
-  return {
+  whole = {
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]
   }
+  # Devices of several hosts may lie in another order than their records.
+  order = np.argsort(whole.pop('index'))
+  return {name: values[order] for name, values in whole.items()}
 
 
 def make_evaluator(

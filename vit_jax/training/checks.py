@@ -75,6 +75,13 @@ def check_batches(config: Any, mesh: Mesh) -> None:
       + (f' and {micro} micro-batches' if micro > 1 else '')
       + f': use a multiple of {parts}.'
     )
+  groups = mesh.devices.reshape(shards, -1)
+  if any(len({d.process_index for d in group}) > 1 for group in groups):
+    raise ConfigError(
+      f'config.mesh.tensor is {mesh.shape["tensor"]}, which spans several '
+      'processes, but each of them reads its own part of a batch. Use at most '
+      'the devices of one process, and fsdp for the rest.'
+    )
   evaluated = config.eval.batch_size
   if evaluated is not None and (evaluated < 1 or evaluated % shards):
     raise ConfigError(

@@ -119,9 +119,16 @@ def make_figures(
 
   def figures(variables: Any, through: Callable) -> dict[str, float]:
     def batches(source: sources.Source) -> Iterator[inputs_lib.Batch]:
+      # So many of the whole, of which these may be a few.
+      broken = run.config.data.max_broken * len(data.train) / len(source)
       return through(
         inputs_lib.test_batches(
-          run.config, source, data.preprocess, run.mesh, say
+          run.config,
+          source,
+          data.preprocess,
+          run.mesh,
+          say,
+          max_broken=min(0.999, broken),
         )
       )
 

@@ -102,7 +102,7 @@ def _fit(run: Run, found: saved.Saved, origin: Origin) -> dict[str, np.ndarray]:
   wanted = {
     part: shape if part == path else shape[1:]
     for path, shape in rules.shapes_by_path(run.state.params).items()
-    for part in _parts(path, shape[0])
+    for part in _parts(path, *shape[:1])
   }
   rules.check(
     tuple((pattern, True) for pattern in init.fresh),
@@ -175,7 +175,7 @@ def _grid(task: Any) -> Grid | None:
   return None if patches is None else tuple(patches.shape[1:3])
 
 
-def _parts(path: str, depth: int) -> list[str]:
+def _parts(path: str, depth: int = 0) -> list[str]:
   """Returns the paths of what a scanned model stacks under one path."""
   if '/blocks/' not in path:
     return [path]
@@ -186,7 +186,7 @@ def _unstacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Gives each block of a scanned model its own parameters, by path."""
   result = {}
   for path, value in params.items():
-    parts = _parts(path, len(value))
+    parts = _parts(path, *value.shape[:1])
     result |= zip(parts, [value] if parts == [path] else value)
   return result
 
@@ -195,8 +195,15 @@ def _stacked_like(params: Any, taken: Mapping) -> dict[str, np.ndarray]:
   """Gives the blocks back their common parameters, where the model scans."""
   result = {}
   for path, shape in rules.shapes_by_path(params).items():
-    parts = _parts(path, shape[0])
-    if all(part in taken for part in parts):
+    parts = _parts(path, *shape[:1])
+    missing = [part for part in parts if part not in taken]
+    if missing and len(missing) < len(parts):
+      raise ConfigError(
+        f'config.init.fresh leaves {missing[0]} fresh but not all blocks, '
+        'which one array holds in a model that scans. Name all of them, or use '
+        '--config.model.scan=false.'
+      )
+    if not missing:
       values = [taken[part] for part in parts]
       result[path] = values[0] if parts == [path] else np.stack(values)
   return result

@@ -317,8 +317,20 @@ def test_batches(
   transform: preprocess.Preprocess,
   mesh: Mesh,
   say: Say,
+  max_broken: float | None = None,
 ) -> Iterator[Batch]:
-  """Yields each test example once, on the devices; padding has `mask` 0."""
+  """Yields each test example once, on the devices; padding has `mask` 0.
+
+  Args:
+    config: complete.
+    source: what to read.
+    transform: how it is prepared.
+    mesh: to send to.
+    say: is told of broken records.
+    max_broken: their share that is borne; that of the configuration if None.
+  """
+  if max_broken is None:
+    max_broken = config.data.max_broken
   with contextlib.closing(
     pipeline.eval_batches(
       source,
@@ -327,7 +339,7 @@ def test_batches(
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       workers=config.data.workers,
-      max_broken=config.data.max_broken,
+      max_broken=max_broken,
     )
   ) as batches:
     for batch in _told(batches, say):

@@ -129,9 +129,14 @@ class _Loop:
 
   def watched(self, batches: Iterable, step: int) -> Iterator[Any]:
     """Passes batches on until the run is asked to stop."""
+    best = self.config.checkpoint.best
+    needed = step == self.run.total_steps or (
+      best and step % self.every['save'] == 0
+    )
     for batch in batches:
-      # At the end little is left to do: it is done, not left undone.
-      if self.stop() and step < self.run.total_steps:
+      # At the end little is left to do, and `best` needs the score of what is
+      # saved: that is done, not left undone.
+      if self.stop() and not needed:
         raise Preempted(step)
       yield batch
 

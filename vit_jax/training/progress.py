@@ -98,7 +98,7 @@ class ProgressBar:
 
   def say(self, text: str) -> None:
     """Prints a line that stays."""
-    self._console.print(text, highlight=False)
+    self._console.print(text, highlight=False, markup=False)
 
   def close(self) -> None:
     """Leaves the terminal as it was."""

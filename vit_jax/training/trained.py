@@ -77,7 +77,10 @@ def _make_mesh(settings: Any, overrides: Sequence[str]) -> Mesh:
   try:
     return mesh_lib.make(settings)
   except ConfigError:
-    if any(override.startswith('--config.mesh.') for override in overrides):
+    if any(
+      override.startswith(('--config.mesh.', '--config.mesh='))
+      for override in overrides
+    ):
       raise
     return mesh_lib.make(mesh_lib.Settings())
 
