@@ -216,6 +216,8 @@ def test_some_classes_are_kept_under_new_labels(image_folder, split):
     assert found == expected and list(some.labels) == [x for _, x in expected]
   with pytest.raises(ValueError, match="no class '10'; did you mean '1'"):
     sources.open_source('digits', 'train', classes=('1', '10'))
+  with pytest.raises(ValueError, match='no record is of the classes 9'):
+    sources.open_source('digits', 'train[:1]', classes=('9',))
   with pytest.raises(ValueError, match='named twice'):
     sources.open_source('digits', 'train', classes=('1', '1'))
 

@@ -192,3 +192,14 @@ def test_l2_is_chosen_by_training_examples_alone():
 def test_settings_that_cannot_work(given, message):
   with pytest.raises(ConfigError, match=message):
     few_shot.check(few_shot.Settings(**given))
+
+
+def test_features_come_in_the_order_of_the_records():
+  # As where the devices of two hosts take turns.
+  batches = [
+    {'index': np.array([0, 2, 1, 3]), 'features': np.array([0, 2, 1, 3])},
+    {'index': np.array([4, 6, 5, 7]), 'features': np.array([4, 6, 5, 7])},
+  ]
+  found = few_shot.collect(lambda variables, batch: batch, None, batches)
+  assert found.keys() == {'features'}
+  assert found['features'].tolist() == list(range(8))

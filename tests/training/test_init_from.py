@@ -90,6 +90,16 @@ def test_positions_are_resized_and_scanned_layers_are_stacked(tiny, old):
     )
 
 
+def test_scanned_blocks_start_fresh_all_or_none(tiny, old):
+  workdir, _ = old
+  config = tiny(
+    *FEW, f'init={workdir}', 'model.scan=true', 'model.representation_size=16',
+    "init.fresh=('encoder/block_01/.*',)",
+  )  # fmt: skip
+  with pytest.raises(ConfigError, match='block_01/.* but not all blocks'):
+    started(config)
+
+
 def test_what_does_not_fit_is_said_side_by_side(tiny, old):
   workdir, _ = old
   run = run_lib.prepare(
