@@ -11,7 +11,7 @@ setuptools.setup(
   description='Vision Transformers in JAX, TPU first',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
-  package_data={'vit_jax.data': ['class_names/*']},
+  package_data={'vit_jax.data': ['class_names/*', 'merges/*', 'prompts/*']},
   install_requires=[
     'etils[epath]>=1.14',
     'flax>=0.12.8,<0.13',

@@ -145,14 +145,14 @@ def test_evaluate_on_another_number_of_devices(workdir, monkeypatch):
   arguments = (f'--workdir={workdir}', '--config.mesh.fsdp=2')
   with pytest.raises(config.ConfigError, match='does not fit'):
     call(evaluate.main, *arguments)
-  read = saved.read_parameters
+  read = saved.read_variables
 
   def of_other_mesh(*arguments):
-    params, meta, step = read(*arguments)
+    params, others, meta, step = read(*arguments)
     meta['config']['mesh']['fsdp'] = 2
-    return params, meta, step
+    return params, others, meta, step
 
-  monkeypatch.setattr(saved, 'read_parameters', of_other_mesh)
+  monkeypatch.setattr(saved, 'read_variables', of_other_mesh)
   assert call(evaluate.main, f'--workdir={workdir}') == whole
 
 
@@ -166,9 +166,9 @@ def test_evaluate_splits_parameters_as_asked(workdir):
 
 
 def test_parameters_that_do_not_fit_are_named(workdir, monkeypatch):
-  params, meta, step = saved.read_parameters(workdir)
+  params, others, meta, step = saved.read_variables(workdir)
   del params['head']
-  monkeypatch.setattr(saved, 'read_parameters', lambda *_: (params, meta, step))
+  monkeypatch.setattr(saved, 'read_variables', lambda *_: (params, others, meta, step))
   with pytest.raises(config.ConfigError, match='head/kernel: expected'):
     trained.load(workdir)
 

@@ -52,12 +52,12 @@ class OneOf:
   """A section whose key `name` chooses what uses the rest of its keys.
 
   Attributes:
-    choices: what each name stands for.
+    choices: what each name stands for, each any schema of a section.
     shared: takes the keys that every choice has in common, if any.
     supplied: fields that the program fills in, so they are no keys.
   """
 
-  choices: Mapping[str, Callable]
+  choices: Mapping[str, Any]
   shared: Callable | None = None
   supplied: Sequence[str] = ()
 
@@ -110,7 +110,7 @@ def _keys(section: Mapping, schema: Any, path: str) -> dict[str, Any]:
   name = _checked(section['name'], names, f'{path}.name')
   keys = {
     **(fields_of(schema.shared) if schema.shared else {}),
-    **fields_of(schema.choices[name]),
+    **_keys(section, schema.choices[name], path),
   }
   for supplied in schema.supplied:
     keys.pop(supplied, None)

@@ -99,8 +99,8 @@ def _read(source: pathlib.Path, known: argparse.Namespace) -> released.Released:
   return released.of_parameters(
     rules.by_path(run.params),
     model=run.config.model.to_dict(),
-    image_shape=run.image_shape,
-    class_names=run.class_names,
+    image_shape=run.known.image_shape,
+    class_names=run.known.class_names,
     preprocess=run.config.data.test.preprocess,
   )
 

@@ -131,7 +131,7 @@ def _score(
     )
 
   evaluate = few_shot.make_evaluator(
-    model.task.model, settings, data.train, data.test
+    model.task, settings, data.train, data.test
   )
   with jax.set_mesh(model.mesh):
     return {name: evaluate(tree, batches) for name, tree in variables.items()}

@@ -233,6 +233,65 @@ def test_central_crop_value_range_and_to_rgb():
   assert images.to_rgb()(rgb, None).shape == (4, 5, 3)
 
 
+@pytest.mark.parametrize('shape', [(41, 68, 3), (90, 50, 1), (20, 30, 3)])
+def test_bicubic_is_that_of_pillow(shape):
+  image = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
+  picture = Image.fromarray(image[:, :, 0] if shape[2] == 1 else image)
+
+  def expected(height, width):
+    scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(scaled).reshape(height, width, shape[2])
+
+  out = images.resize((24, 31), 'bicubic')(image, None)
+  np.testing.assert_array_equal(out, expected(24, 31))
+  # The longer side is cut off, not rounded: 39.8, 43.2 and 36.
+  longer = {41: (24, 39), 90: (43, 24), 20: (24, 36)}[shape[0]]
+  out = images.resize_small(24, 'bicubic')(image, None)
+  np.testing.assert_array_equal(out, expected(*longer))
+  crop = images.inception_crop(9, area_min=0.5, method='bicubic')
+  top, left, height, width = crop.box(*shape[:2], rng())
+  box = picture.crop((left, top, left + width, top + height))
+  box = box.resize((9, 9), Image.Resampling.BICUBIC)
+  np.testing.assert_array_equal(
+    crop(image, rng()), np.asarray(box).reshape(9, 9, shape[2])
+  )
+
+
+def test_methods_of_scaling_differ_as_they_should():
+  image = np.zeros((8, 8, 1), np.uint8)
+  image[3:5, 3:5] = 255
+  quarter = {
+    method: images.resize(2, method)(image, None)[0, 0, 0]
+    for method in ('bilinear', 'area', 'bicubic')
+  }
+  # Bilinear looks at rows 1 and 2 alone; a 16th of the area is white.
+  assert quarter['bilinear'] == 0 and quarter['area'] == 16
+  assert quarter['bicubic'] > 16
+  with pytest.raises(ValueError, match="'cubic', expected one of bilinear"):
+    images.resize_small(8, 'cubic')
+  with pytest.raises(ValueError, match='put it before value_range'):
+    images.resize(2, 'bicubic')(image.astype(np.float32), None)
+
+
+def test_standardize_by_channel():
+  mean, deviation = (0.48, 0.46, 0.4), (0.27, 0.26, 0.25)
+  image = np.random.default_rng(3).integers(0, 256, (4, 5, 3), np.uint8)
+  out = images.standardize(mean, deviation)(image[:, 1:], None)
+  expected = (image[:, 1:] / 255 - mean) / deviation
+  assert out.dtype == np.float32
+  np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
+  grey = images.standardize(0.5, 0.25)(image[:, :, :1], None)
+  np.testing.assert_allclose(
+    grey, (image[:, :, :1] / 255 - 0.5) / 0.25, rtol=0, atol=1e-6
+  )
+  with pytest.raises(ValueError, match='3 channels, but an image has 1'):
+    images.standardize(mean, deviation)(image[:, :, :1], None)
+  with pytest.raises(ValueError, match='divide both by 255'):
+    images.standardize((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
+  with pytest.raises(ValueError, match='one for each of 3 channels'):
+    images.standardize((0.5, 0.5), 0.5)
+
+
 def test_too_small_images_and_wrong_sizes_are_explained():
   small = np.zeros((10, 12, 3), np.uint8)
   for crop in (images.random_crop(11), images.central_crop(11)):

@@ -27,6 +27,30 @@ def test_pipeline_is_its_steps_in_order():
   assert out['label'] == 7 and out['label'].dtype == np.int32
 
 
+def test_what_openai_clip_does():
+  text = "resize_small(16, 'bicubic')|central_crop(16)|standardize(0.5, 0.25)"
+  apply = preprocess.parse(text)
+  pixels = record()['image']
+  scaled = Image.fromarray(pixels).resize((24, 16), Image.Resampling.BICUBIC)
+  expected = (np.asarray(scaled)[:, 4:20] / 255 - 0.5) / 0.25
+  out = apply(record())['image']
+  np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'text, floats',
+  [
+    ('resize(8)', False),
+    ('resize(8)|value_range(0, 1)', True),
+    ('standardize(0.5, 0.5)|flip_lr', True),
+  ],
+)
+def test_pipelines_say_whether_they_leave_floats(text, floats):
+  assert preprocess.parse(text).leaves_floats == floats
+  out = preprocess.parse(text)(record(), np.random.default_rng(0))['image']
+  assert out.dtype == (np.float32 if floats else np.uint8)
+
+
 def test_encoded_images_are_decoded_first():
   buffer = io.BytesIO()
   Image.fromarray(record()['image']).save(buffer, 'PNG')
@@ -66,7 +90,10 @@ def test_random_pipelines_are_known():
     ('resize(8)|flip_rl', r'unknown step .flip_rl.*did you mean flip_lr'),
     ('inception_corp(8)', r'did you mean inception_crop\(size, area_min=0.05'),
     ('inception_crop', r'missing .*Write inception_crop\(size'),
-    ('resize(8, 8, 8)', r'wrong arguments of resize.*Write resize\(size\)'),
+    (
+      'resize(8, 8, 8)',
+      r'wrong arguments of resize.*Write resize\(size, method',
+    ),
     ('random_crop(8, pading=1)', r'Write random_crop\(size, padding=0\)'),
     ('resize(-8)', 'size is a positive int'),
     ('value_range(1, -1)', 'low must be below high'),
@@ -74,6 +101,11 @@ def test_random_pipelines_are_known():
     ('randaugment(2, 99)', 'magnitude is from 0 to 30'),
     ('value_range(-1, 1)|randaugment(2, 10)', 'put it before value_range'),
     ('value_range(-1, 1)|value_range(-1, 1)', 'put it before value_range'),
+    ('standardize(.5, .5)|value_range(0, 1)', 'put it before standardize'),
+    ('value_range(0, 1)|standardize(.5, .5)', 'put it before value_range'),
+    ('standardize(0.5)', r'Write standardize\(mean, deviation\)'),
+    ('resize_small(8, bicubic)', 'numbers or names in quotes'),
+    ('resize_small(8, "cubic")', 'expected one of bilinear, area, bicubic'),
     ('resize(size)', 'bad step'),
     ('resize(8)||flip_lr', 'bad step'),
     ('', 'bad step'),

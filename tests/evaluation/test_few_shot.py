@@ -78,10 +78,10 @@ def test_features_by_name_are_means_over_tokens():
 
 
 class Flat:
-  """A model whose features are the pixels."""
+  """A task whose features are the pixels."""
 
-  def apply(self, variables, image):
-    return None, {'pixels': image.reshape(image.shape[0], -1)}
+  def intermediates(self, variables, image):
+    return {'pixels': image.reshape(image.shape[0], -1)}
 
 
 def test_every_device_has_all_features():

@@ -34,7 +34,7 @@ def log_softmax(x):
 
 
 def test_softmax_cross_entropy_and_accuracy():
-  loss, metrics = task().loss({}, batch(), KEY, 0)
+  loss, metrics, _ = task().loss({}, batch(), KEY, 0)
   expected = -log_softmax(LOGITS)[[0, 1], LABELS]
   np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)
   assert metrics['accuracy'] == 0.5
@@ -44,7 +44,7 @@ def test_softmax_cross_entropy_and_accuracy():
 
 
 def test_sigmoid_cross_entropy_sums_over_classes():
-  loss, _ = task(loss_function='sigmoid').loss({}, batch(), KEY, 0)
+  loss, *_ = task(loss_function='sigmoid').loss({}, batch(), KEY, 0)
   targets = np.eye(3)[LABELS]
   chance = 1 / (1 + np.exp(-LOGITS))
   each = targets * np.log(chance) + (1 - targets) * np.log(1 - chance)
@@ -53,11 +53,11 @@ def test_sigmoid_cross_entropy_sums_over_classes():
 
 def test_label_smoothing_acts_in_training_only():
   smooth = task(label_smoothing=0.3)
-  loss, _ = smooth.loss({}, batch(), KEY, 0)
+  loss, *_ = smooth.loss({}, batch(), KEY, 0)
   targets = 0.7 * np.eye(3)[LABELS] + 0.1
   expected = -(targets * log_softmax(LOGITS)).sum(-1).mean()
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
-  plain, _ = task().loss({}, batch(), KEY, 0)
+  plain, *_ = task().loss({}, batch(), KEY, 0)
   assert smooth.loss({}, batch(), KEY, 0, train=False)[0] == plain
 
 

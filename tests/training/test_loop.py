@@ -179,10 +179,10 @@ def test_parameters_that_are_not_finite_are_not_saved(
 ):
   create = state_lib.create
 
-  def poisoned(params, *args):
+  def poisoned(variables, *args):
     # Neither loss nor gradient norm shows it.
-    state = create(params, *args)
-    average = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    state = create(variables, *args)
+    average = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
     return state.replace(average=average)
 
   monkeypatch.setattr(state_lib, 'create', poisoned)

@@ -46,14 +46,14 @@ def of_task(task: Any) -> Compute:
   """Counts what one image costs; nothing is computed or allocated.
 
   Args:
-    task: with its model, see `vit_jax.training.run.make_task`.
+    task: with its model, see `vit_jax.training.build.make_task`.
   """
   image = task.batch_spec(1)['image']
   (_, intermediates), variables = jax.eval_shape(
     task.model.init_with_output, jax.random.key(0), image
   )
   params, tokens = variables['params'], intermediates.get('tokens')
-  needed = flops.training_flops(task, params)
+  needed = flops.training_flops(task)
   whole = _with_every_token(task) or needed
   return Compute(
     parameters=count_parameters(params),
@@ -72,8 +72,7 @@ def _with_every_token(task: Any) -> int | None:
   if not hasattr(task.model, 'scan'):
     return None
   task = dataclasses.replace(task, model=task.model.clone(scan=True))
-  params = jax.eval_shape(task.init, jax.random.key(0))['params']
-  return flops.training_flops(task, params)
+  return flops.training_flops(task)
 
 
 def of_run(run: Any, utilisation: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.config import ConfigError
 from vit_jax.data import folder_source
-from vit_jax.training import inputs, trained
+from vit_jax.training import inputs, records, trained
 
 # Of an image that no preprocessing cuts to nothing.
 _ANY_SIZE = (512, 640)
@@ -60,7 +60,7 @@ def read(
   Raises:
     ConfigError: there is none.
   """
-  transform = inputs.open_preprocess(model.config, 'test')
+  transform = records.open_preprocess(model.config, 'test')
   shape = model.task.image_shape
   names, record, source = _open(model, folder)
   found, failed = {}, {}
@@ -103,7 +103,7 @@ def _open(
       'A released checkpoint comes without data: name a folder of images, '
       '--images=FOLDER.'
     )
-  source = inputs.open_split(model.config, 'test')
+  source = records.open_split(model.config, 'test')
   names = [source.name(index) for index in range(len(source))]
   return names, lambda index: source[int(index)], 'the test data'
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.captions import CaptionSource
+from vit_jax.data.caption_source import CaptionSource
 
 _CONDITION = re.compile(r'(\w+)(!?=)(.*)')
 
@@ -162,11 +162,18 @@ class FilteredSource:
     """Returns whether a record meets a condition of `where`."""
     field, operator, value = _CONDITION.fullmatch(condition).groups()
     if field not in fields:
-      raise ValueError(
-        f'{self._source.name(index)} has no field {field!r}, which where='
-        f'{condition!r} asks for; it has {", ".join(fields) or "none"}'
-      )
+      raise unknown_field(self._source, index, field, fields)
     return (str(fields[field]) == value) == (operator == '=')
+
+
+def unknown_field(
+  source: CaptionSource, index: int, field: str, known: Mapping[str, Any]
+) -> ValueError:
+  """Returns the error that a record lacks a field."""
+  return ValueError(
+    f'{source.name(index)} has no field {field!r}; it has '
+    f'{", ".join(known) or "none"}'
+  )
 
 
 def latin_share(text: str) -> float:

@@ -6,53 +6,35 @@ A source is named by a spec:
   captions:PATH      a table of captions beside images, in a folder or a .tar
   shards:PATH        .tar files of the WebDataset layout
 
-Several are joined with ' + '.
+Only records with some values of their other fields are taken where a spec ends
+in conditions, such as ' where style!=noto, group=food'. Several specs are
+joined with ' + '.
 """
 
 import bisect
 import difflib
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from vit_jax.data import caption_files, caption_shards, shapes, splits
+from vit_jax.data import (
+  caption_files,
+  caption_filter,
+  caption_shards,
+  shapes,
+  splits,
+)
+from vit_jax.data.caption_source import CaptionSource
 
+# Begins the conditions of a spec.
+_WHERE = ' where '
 # Each returns, for what follows the colon, how to open each split there is.
-_FAMILIES = {
+FAMILIES = {
   'shapes': shapes.shapes,
   'captions': caption_files.open_captions,
   'shards': caption_shards.open_shards,
 }
-
-
-class CaptionSource(Protocol):
-  """Random access to images with captions; picklable, read from threads."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns one record.
-
-    Args:
-      index: From 0 to `len(self) - 1`.
-
-    Returns:
-      'image': uint8 [height, width, channels], or the bytes of an image file;
-      'texts': tuple of one or more captions. Sources may add more.
-    """
-    ...
-
-  def captions(self, index: int) -> tuple[str, ...]:
-    """Returns the captions of a record, without reading its image."""
-    ...
-
-  def fields(self, index: int) -> Mapping[str, Any]:
-    """Returns what else is known of a record, by name."""
-    ...
-
-  def name(self, index: int) -> str:
-    """Returns what a person calls the record."""
-    ...
 
 
 class JoinedCaptions:
@@ -113,13 +95,13 @@ def open_source(spec: str, split: str) -> CaptionSource:
   """
   parts = []
   for one in spec.split(' + '):
-    openers = _openers(one.strip())
+    found = openers(one.strip())
     opened: dict[str, CaptionSource] = {}
     for part in splits.parse_split(split):
-      if part.name not in openers:
-        raise splits.unknown_split(part.name, sorted(openers), one)
+      if part.name not in found:
+        raise splits.unknown_split(part.name, sorted(found), one)
       if part.name not in opened:
-        opened[part.name] = openers[part.name]()
+        opened[part.name] = found[part.name]()
       source = opened[part.name]
       parts.append((source, part.resolve(len(source))))
   if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
@@ -127,16 +109,41 @@ def open_source(spec: str, split: str) -> CaptionSource:
   return JoinedCaptions(parts)
 
 
-def _openers(spec: str) -> Mapping[str, Any]:
-  """Returns how to open each split of one spec, without ' + '."""
+def is_known(spec: str) -> bool:
+  """Returns whether a spec, or each that it joins, is of this kind."""
+  families = [one.strip().partition(':')[0] for one in spec.split(' + ')]
+  return all(family in FAMILIES for family in families)
+
+
+def openers(spec: str) -> Mapping[str, Callable[[], CaptionSource]]:
+  """Returns how to open each split of one spec, without ' + '.
+
+  Raises:
+    ValueError: If it is unknown or malformed.
+  """
+  spec, _, conditions = spec.partition(_WHERE)
   family, colon, argument = spec.partition(':')
-  if family not in _FAMILIES:
-    near = difflib.get_close_matches(family, _FAMILIES, n=1)
+  if family not in FAMILIES:
+    near = difflib.get_close_matches(family, FAMILIES, n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise ValueError(
       f'unknown source {spec!r}: sources of captions are '
-      f'{", ".join(_FAMILIES)}{hint}'
+      f'{", ".join(FAMILIES)}{hint}'
     )
   if not argument and (colon or family != 'shapes'):
     raise ValueError(f"bad source {spec!r}: write '{family}:...'")
-  return _FAMILIES[family](argument)
+  found = FAMILIES[family](argument)
+  if not conditions:
+    return found
+  where = tuple(one.strip() for one in conditions.split(','))
+  rules = caption_filter.Rules(where=where)
+  return {
+    split: functools.partial(_filtered, open_split, rules)
+    for split, open_split in found.items()
+  }
+
+
+def _filtered(
+  open_split: Callable[[], CaptionSource], rules: caption_filter.Rules
+) -> CaptionSource:
+  return caption_filter.FilteredSource(open_split(), rules)

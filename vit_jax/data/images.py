@@ -1,19 +1,20 @@
 """Decoding images, and the transforms that pipelines are made of.
 
 An image is an array [height, width, channels] with 1 or 3 channels; uint8 until
-`value_range` makes it float32. A transform is a function `(image, rng) ->
-image`; those that are not random ignore `rng`, a `numpy.random.Generator`.
+`value_range` or `standardize` makes it float32. A transform is a function
+`(image, rng) -> image`; those that are not random ignore `rng`, a
+`numpy.random.Generator`.
 """
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vit_jax.data import jpeg
+from vit_jax.data import jpeg, scaling
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Size = int | tuple[int, int]
@@ -99,9 +100,12 @@ def _decode_by_pillow(data: bytes) -> np.ndarray:
 
 
 def inception_crop(
-  size: Size, area_min: float = 0.05, area_max: float = 1.0
+  size: Size,
+  area_min: float = 0.05,
+  area_max: float = 1.0,
+  method: str = 'bilinear',
 ) -> 'InceptionCrop':
-  """Cuts a random box of random shape and scales it to `size` (bilinear).
+  """Cuts a random box of random shape and scales it to `size`.
 
   The box covers a uniformly drawn share of the image's area; the logarithm of
   its aspect ratio is uniform between those of 3/4 and 4/3 (times the aspect
@@ -112,20 +116,28 @@ def inception_crop(
     size: Output size, int or (height, width).
     area_min: Smallest share of the area, 0..1.
     area_max: Largest share of the area, 0..1.
+    method: Of scaling: 'bilinear', 'area' or 'bicubic'; see `scaling`.
   """
   if not 0 < area_min <= area_max <= 1:
     raise ValueError(
       f'areas are shares with 0 < area_min <= area_max <= 1; got area_min='
       f'{area_min}, area_max={area_max} (5% is 0.05)'
     )
-  return InceptionCrop(_pair(size), area_min, area_max)
+  return InceptionCrop(_pair(size), area_min, area_max, scaling.check(method))
 
 
 class InceptionCrop:
   """See `inception_crop`; can also decode only as much as the crop needs."""
 
-  def __init__(self, size: tuple[int, int], area_min: float, area_max: float):
+  def __init__(
+    self,
+    size: tuple[int, int],
+    area_min: float,
+    area_max: float,
+    method: str,
+  ):
     self._size = size
+    self._method = method
     self._areas = (area_min, area_max)
     aspect = size[1] / size[0]
     self._aspects = (aspect * 3 / 4, aspect * 4 / 3)
@@ -188,7 +200,8 @@ class InceptionCrop:
     return top, left, box_height, box_width
 
   def _cut(self, image, top, left, height, width):
-    return _scale(image[top : top + height, left : left + width], self._size)
+    box = image[top : top + height, left : left + width]
+    return scaling.scale(box, self._size, self._method)
 
 
 def random_crop(size: Size, padding: int = 0) -> Transform:
@@ -226,33 +239,36 @@ def flip_lr() -> Transform:
   return transform
 
 
-def resize(size: Size) -> Transform:
-  """Scales to exactly `size`, bilinear, changing the aspect ratio.
+def resize(size: Size, method: str = 'bilinear') -> Transform:
+  """Scales to exactly `size`, changing the aspect ratio.
 
   Args:
     size: Output size, int or (height, width).
+    method: Of scaling: 'bilinear', 'area' or 'bicubic'; see `scaling`.
   """
-  pair = _pair(size)
-  return lambda image, rng: _scale(image, pair)
+  pair, method = _pair(size), scaling.check(method)
+  return lambda image, rng: scaling.scale(image, pair, method)
 
 
-def resize_small(size: int) -> Transform:
+def resize_small(size: int, method: str = 'area') -> Transform:
   """Scales the shorter side to `size`, keeping the aspect ratio.
 
-  A pixel is the average of the area it covers when shrinking, bilinear when
-  enlarging. The longer side is rounded to whole pixels.
+  The longer side is rounded to whole pixels; if bicubic, down, which together
+  is what OpenAI's CLIP does.
 
   Args:
     size: Length of the shorter side in pixels.
+    method: Of scaling: 'bilinear', 'area' or 'bicubic'; see `scaling`.
   """
   _pair(size)
+  scaling.check(method)
+  rounded = math.floor if method == 'bicubic' else round
 
   def transform(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    height, width = image.shape[:2]
-    factor = size / min(height, width)
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    pair = (round(height * factor), round(width * factor))
-    return _scale(image, pair, interpolation)
+    # Multiplied first: the quotient may be a hair too small to round down.
+    sides, shorter = image.shape[:2], min(image.shape[:2])
+    height, width = (rounded(side * size / shorter) for side in sides)
+    return scaling.scale(image, (height, width), method)
 
   return transform
 
@@ -287,6 +303,42 @@ def value_range(low: float, high: float) -> Transform:
   return lambda image, rng: cv2.LUT(image, table).reshape(image.shape)
 
 
+def standardize(
+  mean: float | Sequence[float], deviation: float | Sequence[float]
+) -> Transform:
+  """Maps uint8 0..255 to float32: 0..1, less the mean, by the deviation.
+
+  Args:
+    mean: Of values 0..1; one for each channel, or one for all.
+    deviation: What is divided by, likewise; more than 0.
+  """
+  mean, deviation = np.atleast_1d(mean), np.atleast_1d(deviation)
+  if mean.ndim > 1 or mean.shape != deviation.shape or len(mean) not in (1, 3):
+    raise ValueError(
+      'mean and deviation are one number each, or one for each of 3 channels; '
+      f'got {mean.tolist()} and {deviation.tolist()}'
+    )
+  if not ((mean >= 0) & (mean <= 1) & (deviation > 0)).all():
+    raise ValueError(
+      'mean is of values 0..1 and deviation more than 0; got '
+      f'{mean.tolist()} and {deviation.tolist()} (of values 0..255, divide '
+      'both by 255)'
+    )
+  values = np.linspace(0, 1, 256)[:, None]
+  # [1, value, channel]
+  table = ((values - mean) / deviation).astype(np.float32)[None]
+
+  def transform(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if len(mean) not in (1, image.shape[2]):
+      raise ValueError(
+        f'standardize has means of {len(mean)} channels, but an image has '
+        f'{image.shape[2]}; put to_rgb before it'
+      )
+    return cv2.LUT(image, table).reshape(image.shape)
+
+  return transform
+
+
 def to_rgb() -> Transform:
   """Repeats the channel of a grey image three times; leaves colour as it is."""
 
@@ -308,14 +360,6 @@ def _shown_shape(data: bytes) -> tuple[int, int] | None:
       return header.width, header.height
   except Exception:  # Whatever is wrong, `decode` says it best.
     return None
-
-
-def _scale(
-  image: np.ndarray, size: tuple[int, int], interpolation=cv2.INTER_LINEAR
-) -> np.ndarray:
-  """Scales to exactly `size`, keeping a single channel's axis."""
-  scaled = cv2.resize(image, size[::-1], interpolation=interpolation)
-  return scaled.reshape(*size, image.shape[2])
 
 
 def _check_fits(image: np.ndarray, height: int, width: int, step: str) -> None:

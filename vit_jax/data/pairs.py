@@ -1,6 +1,7 @@
 """Turning images with captions into what a model of both learns from."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,27 @@ class PairPreprocess:
   """
 
   def __init__(
-    self, image: preprocess_lib.Preprocess, tokenizer: tokenizer_lib.Tokenizer
+    self,
+    image: preprocess_lib.Preprocess,
+    tokenizer: tokenizer_lib.Tokenizer,
+    templates: Sequence[str] = (),
   ):
+    """Makes it of the preprocessing of both.
+
+    Args:
+      image: What is done with images.
+      tokenizer: What is done with captions.
+      templates: Texts with {} where the caption goes; () for itself alone.
+
+    Raises:
+      ValueError: If a template has no place for a caption.
+    """
+    for template in templates:
+      if '{}' not in template:
+        raise ValueError(f'the template {template!r} has no {{}}')
     self.image = image
     self.tokenizer = tokenizer
+    self.templates = tuple(templates) or ('{}',)
     self.text = image.text
     self.deterministic = image.deterministic
 
@@ -34,8 +52,8 @@ class PairPreprocess:
 
     Args:
       record: 'image' and 'texts'; see `captions.CaptionSource`.
-      rng: Source of randomness, which also chooses one of the captions; None
-        takes the first.
+      rng: Source of randomness, which also chooses one of the captions and one
+        of the templates; None takes the first.
 
     Returns:
       'image': see `Preprocess`; 'text': int32 [context_length]; 'truncated':
@@ -46,9 +64,9 @@ class PairPreprocess:
       images.DecodeError: If the image is damaged.
     """
     texts = record['texts']
-    chosen = 0 if rng is None else int(rng.integers(len(texts)))
-    tokens, truncated = self.tokenizer([texts[chosen]])
-    example = self.image({'image': record['image'], 'label': 0}, rng)
+    text, template = _chosen(texts, rng), _chosen(self.templates, rng)
+    tokens, truncated = self.tokenizer([template.replace('{}', text)])
+    example = self.image({'image': record['image']}, rng)
     return {
       'image': example['image'],
       'text': tokens[0],
@@ -57,7 +75,13 @@ class PairPreprocess:
     }
 
   def __reduce__(self):
-    return PairPreprocess, (self.image, self.tokenizer)
+    return PairPreprocess, (self.image, self.tokenizer, self.templates)
+
+
+def _chosen(texts: Sequence[str], rng: np.random.Generator | None) -> str:
+  if rng is None or len(texts) == 1:
+    return texts[0]
+  return texts[int(rng.integers(len(texts)))]
 
 
 def identity(caption: str) -> np.int32:

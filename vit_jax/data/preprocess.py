@@ -2,8 +2,8 @@
 
   inception_crop(224)|flip_lr|randaugment(2, 10)|value_range(-1, 1)
 
-Steps are the transforms of `images` and `randaugment`; arguments are literals,
-so that a text from a config or a checkpoint can run no code.
+Steps are the transforms of `images`, `color` and `randaugment`; arguments are
+literals, so that a text from a config or a checkpoint can run no code.
 """
 
 import ast
@@ -14,24 +14,38 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import images, randaugment
+from vit_jax.data import color, images, randaugment
 
 _RANDOM: dict[str, Callable[..., images.Transform]] = {
   'inception_crop': images.inception_crop,
   'random_crop': images.random_crop,
   'flip_lr': images.flip_lr,
   'randaugment': randaugment.randaugment,
+  'color_jitter': color.color_jitter,
+  'grayscale': color.grayscale,
+  'blur': color.blur,
+  'solarize': color.solarize,
 }
 _FIXED: dict[str, Callable[..., images.Transform]] = {
   'resize': images.resize,
   'resize_small': images.resize_small,
   'central_crop': images.central_crop,
   'value_range': images.value_range,
+  'standardize': images.standardize,
   'to_rgb': images.to_rgb,
 }
 _STEPS = _RANDOM | _FIXED
+# The steps after which values are floats.
+_TO_FLOATS = ('value_range', 'standardize')
 # The steps that take uint8 only, so they must come before the values change.
-_BYTES_ONLY = ('randaugment', 'value_range')
+_BYTES_ONLY = (
+  'randaugment',
+  'color_jitter',
+  'grayscale',
+  'blur',
+  'solarize',
+  *_TO_FLOATS,
+)
 
 
 class Preprocess:
@@ -40,6 +54,7 @@ class Preprocess:
   Attributes:
     text: The pipeline as it was written.
     deterministic: Whether no step is random.
+    leaves_floats: Whether the images come out as float32, not as uint8.
   """
 
   def __init__(self, text: str):
@@ -55,13 +70,15 @@ class Preprocess:
     calls = [_parse_step(step, text) for step in text.split('|')]
     names = [name for name, _, _ in calls]
     self.deterministic = not any(name in _RANDOM for name in names)
-    if 'value_range' in names:
-      for name in names[names.index('value_range') + 1 :]:
-        if name in _BYTES_ONLY:
-          raise ValueError(
-            f'{name} in {text!r} needs values 0..255; put it before '
-            'value_range, which may come once'
-          )
+    self.leaves_floats = any(name in _TO_FLOATS for name in names)
+    changed = None
+    for name in names:
+      if changed and name in _BYTES_ONLY:
+        raise ValueError(
+          f'{name} in {text!r} needs values 0..255; put it before {changed}, '
+          f'and write only one of {" and ".join(_TO_FLOATS)}'
+        )
+      changed = name if name in _TO_FLOATS else changed
     self._steps = [_build_step(*call) for call in calls]
 
   def __call__(
@@ -71,11 +88,11 @@ class Preprocess:
 
     Args:
       record: 'image': uint8 [height, width, channels] or an encoded image;
-        'label': int.
+        'label': int, if there is one.
       rng: Source of randomness; may be None if `deterministic`.
 
     Returns:
-      'image': [height, width, channels], float32 after value_range, else
+      'image': [height, width, channels], float32 if `leaves_floats`, else
       uint8; 'label': int32 scalar.
 
     Raises:
@@ -90,6 +107,8 @@ class Preprocess:
         image = images.decode(image)
     for step in steps:
       image = step(image, rng)
+    if 'label' not in record:
+      return {'image': image}
     return {'image': image, 'label': np.int32(record['label'])}
 
   def __reduce__(self):
@@ -121,7 +140,7 @@ def _parse_step(
   except (SyntaxError, ValueError, AttributeError) as error:
     raise ValueError(
       f'bad step {step.strip()!r} in {text!r}: write name or name(arguments) '
-      'with numbers as arguments, and | between steps'
+      'with numbers or names in quotes as arguments, and | between steps'
     ) from error
   if name not in _STEPS:
     near = difflib.get_close_matches(name, _STEPS, n=1)

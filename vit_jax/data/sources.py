@@ -6,6 +6,7 @@ A source is opened from a short text:
   idx:DIR       MNIST-family IDX files (MNIST, Fashion-MNIST, ...), .gz or not
   folder:DIR    DIR/<split>/<class>/* or DIR/<class>/*, any image format
   tfds:NAME     a data set prepared by TensorFlow Datasets as ArrayRecord
+  field:NAME:SOURCE  a field of a source of captions, see `captions`
 
 Several are joined with ' + ' if their classes are the same.
 """
@@ -17,7 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit_jax.data import array_sources, folder_source, splits, tfds_source
+from vit_jax.data import (
+  array_sources,
+  field_source,
+  folder_source,
+  splits,
+  tfds_source,
+)
 
 # Each returns, for what follows the colon, how to open each split there is.
 _FAMILIES = {
@@ -25,6 +32,7 @@ _FAMILIES = {
   'idx': array_sources.idx,
   'folder': folder_source.folder,
   'tfds': tfds_source.tfds,
+  'field': field_source.fields,
 }
 
 
@@ -207,8 +215,8 @@ def _open_one(spec: str, parts: Sequence[splits.Part]) -> Source:
     near = difflib.get_close_matches(family, _FAMILIES, n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise ValueError(
-      f'unknown source {spec!r}: sources are digits, idx:DIR, folder:DIR and '
-      f'tfds:NAME{hint}'
+      f'unknown source {spec!r}: sources are digits, idx:DIR, folder:DIR, '
+      f'tfds:NAME and field:NAME:SOURCE{hint}'
     )
   if bool(argument) == (family == 'digits'):
     expected = 'digits' if family == 'digits' else f'{family}:...'

@@ -17,6 +17,8 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -155,6 +157,17 @@ def clean(text: str) -> str:
   if not (text.isascii() and text.isprintable() and '&' not in text):
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return _SPACES.sub(' ', text).strip().lower()
+
+
+def packaged(name: str) -> Any:
+  """Returns the file of merges that comes with the package; None if none does.
+
+  Args:
+    name: 'openai' for those of CLIP's released models.
+  """
+  if name != 'openai':
+    return None
+  return resources.files('vit_jax.data') / 'merges' / 'openai.txt.gz'
 
 
 def read_merges(path: str | pathlib.Path) -> Merges:

@@ -198,7 +198,7 @@ def feature_of(intermediates: Mapping[str, Any], name: str) -> jax.Array:
   return x.mean(axis=tuple(range(1, x.ndim - 1)))
 
 
-def make_features(model: Any, name: str) -> Callable[[Any, Mapping], dict]:
+def make_features(task: Any, name: str) -> Callable[[Any, Mapping], dict]:
   """Returns a jitted function from variables and a batch to its features.
 
   The result, on every device, has `features` [batch, width] and what the
@@ -208,7 +208,7 @@ def make_features(model: Any, name: str) -> Callable[[Any, Mapping], dict]:
   @jax.jit
   def features(variables, batch):
     batch = dict(batch)
-    _, intermediates = model.apply(variables, batch.pop('image'))
+    intermediates = task.intermediates(variables, batch.pop('image'))
     batch['features'] = feature_of(intermediates, name)
     # Every process needs all of it.
     return jax.tree.map(layers.constrain, batch)
@@ -217,7 +217,10 @@ def make_features(model: Any, name: str) -> Callable[[Any, Mapping], dict]:
 
 
 def collect(
-  features: Callable, variables: Any, batches: Iterable[Mapping]
+  features: Callable,
+  variables: Any,
+  batches: Iterable[Mapping],
+  keep: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
   """Returns the features of all batches on the host, in the records' order.
 
@@ -225,6 +228,7 @@ def collect(
     features: see `make_features`.
     variables: of the model.
     batches: on the devices.
+    keep: 'index' if the number of each record is of interest.
   """
   parts = []
   for batch in batches:
@@ -237,17 +241,19 @@ def collect(
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]
   }
   # Devices of several hosts may lie in another order than their records.
-  order = np.argsort(whole.pop('index'))
+  order = np.argsort(whole['index'])
+  if 'index' not in keep:
+    del whole['index']
   return {name: values[order] for name, values in whole.items()}
 
 
 def make_evaluator(
-  model: Any, settings: Any, train: sources.Source, test: sources.Source
+  task: Any, settings: Any, train: sources.Source, test: sources.Source
 ) -> Callable[[Any, Callable], list[Result]]:
   """Chooses the examples, and returns what evaluates a model on them.
 
   Args:
-    model: whose intermediates are the features.
+    task: whose `intermediates` are the features.
     settings: those of `Settings`.
     train: where examples are chosen.
     test: what is classified.
@@ -269,7 +275,7 @@ def make_evaluator(
   needed, position = np.unique(chosen, return_inverse=True)
   position = position.reshape(chosen.shape)
   subset = sources.JoinedSource([(train, needed.tolist())])
-  features = make_features(model, settings.feature)
+  features = make_features(task, settings.feature)
 
   def evaluate(
     variables: Any, batches: Callable[[sources.Source], Iterator[Mapping]]

@@ -156,7 +156,7 @@ def of_run(run: Any, topology: Topology, folder: pathlib.Path) -> Plan:
     mesh=dict(run.mesh.shape),
     images=images,
     steps=run.total_steps,
-    model_flops=images * flops.training_flops(run.task, run.state.params),
+    model_flops=images * flops.training_flops(run.task),
     executed_flops=executed,
     result=result,
     remembered=remembered,

@@ -1,14 +1,40 @@
 """What is learned: one file a task.
 
-A task is a frozen dataclass whose fields are the keys of `config.task`,
-the model, `class_names` and `image_shape`, with these methods:
+A task is a frozen dataclass. Its fields are the keys of `config.task`, and
+those of these that it wants, which the program supplies:
+
+  model: the Flax module.
+  class_names, image_shape: of the data; see `vit_jax.training.inputs`.
+  tokenizer: what turns texts into the model's tokens, None if there is none.
+  to_steps: turns a length such as '5%' into steps; None outside training.
+  frozen: another trained model that this one learns with, with its own `task`
+    and `variables`. The class attribute `teacher` names the key of
+    `config.task` that holds its path.
+
+What it reads is the class attribute `reads`, one of
+
+  'labels': batches of `image` and `label`.
+  'images': batches of `image`.
+  'views': batches of `image` and `view`, another augmentation of the same.
+  'captions': batches of `image`, `text`, `identity` and `truncated`; see
+    `vit_jax.data.pairs`.
+
+and its methods are
 
   batch_spec(size): shapes of one training batch.
-  init(key): the variables of the model.
-  loss(variables, batch, key, step, train): a scalar and a dict of scalars.
+  init(key): all variables: 'params', and collections that no gradient changes.
+  loss(variables, batch, key, step, train): a scalar, a dict of scalars, and
+    those collections that the step changes, as they are after it.
   metrics(variables, batch): a dict of vectors, one value an example; their
     means over a data set are the evaluation.
-  predict(variables, image): probabilities.
-  pictures(variables, batches): where there is something to show, pairs of a
-    name and a figure for the report.
+
+Not every task has these:
+
+  intermediates(variables, image): what the image model computes on the way, by
+    name; few-shot evaluation and linear probes take their features from it.
+  predict(variables, image): probabilities of the classes.
+  pictures(variables, batches): pairs of a name and a figure for the report.
+  embed(variables, batch, key), loss_of_features(params, features, batch): the
+    two halves of a loss that compares all examples of a batch, so that large
+    batches can go through in parts; see `vit_jax.training.gradient_cache`.
 """

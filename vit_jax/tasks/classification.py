@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -40,6 +40,8 @@ def mixup(
 @dataclasses.dataclass(frozen=True)
 class Classification:
   """Classification of images by cross-entropy."""
+
+  reads: ClassVar[str] = 'labels'
 
   model: nn.Module
   class_names: tuple[str, ...]
@@ -92,7 +94,7 @@ class Classification:
     key: Array,
     step: Array,
     train: bool = True,
-  ) -> tuple[Array, dict[str, Array]]:
+  ) -> tuple[Array, dict[str, Array], dict[str, Any]]:
     """Returns the mean loss over the batch, and metrics of training.
 
     Args:
@@ -115,7 +117,7 @@ class Classification:
     )
     loss = self._cross_entropy(logits, targets).mean()
     right = logits.argmax(-1) == batch['label']
-    return loss, {'accuracy': right.mean()}
+    return loss, {'accuracy': right.mean()}, {}
 
   def metrics(
     self, variables: Mapping[str, Any], batch: Batch
@@ -127,6 +129,12 @@ class Classification:
       'loss': self._cross_entropy(logits, targets),
       'accuracy': (logits.argmax(-1) == batch['label']).astype(jnp.float32),
     }
+
+  def intermediates(
+    self, variables: Mapping[str, Any], image: Array
+  ) -> dict[str, Any]:
+    """Returns what the model computes on the way, by name."""
+    return self.model.apply(variables, image)[1]
 
   def predict(self, variables: Mapping[str, Any], image: Array) -> Array:
     """Returns the probability of each class, [batch, classes]."""

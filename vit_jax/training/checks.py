@@ -90,6 +90,17 @@ def check_batches(config: Any, mesh: Mesh) -> None:
     )
 
 
+def check_accumulation(config: Any, task: Any, variables: Any) -> None:
+  """Raises ConfigError if micro-batches would not give what one batch gives."""
+  whole = hasattr(task, 'loss_of_features')
+  if config.optimizer.accumulate > 1 and whole and 'batch_stats' in variables:
+    raise ConfigError(
+      f'config.optimizer.accumulate is {config.optimizer.accumulate}, but the '
+      'model has batch norm, which would see only parts of a batch. Use 1, and '
+      'more devices or a smaller batch, or a model without batch norm.'
+    )
+
+
 def check_best(best: str, metrics: Iterable[str]) -> None:
   """Raises ConfigError if `config.checkpoint.best` is never measured."""
   known = [f'test/{name}' for name in metrics]

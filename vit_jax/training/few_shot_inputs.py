@@ -8,6 +8,7 @@ from vit_jax.config import ConfigError
 from vit_jax.data import pipeline, preprocess, sources
 from vit_jax.evaluation import few_shot
 from vit_jax.training import inputs as inputs_lib
+from vit_jax.training import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +52,11 @@ def open_few_shot(
     source['train'].class_names, source['test'].class_names
   )
   if settings.preprocess:
-    transform = inputs_lib.parse_preprocess(
+    transform = records.parse_preprocess(
       settings.preprocess, 'config.eval.few_shot.preprocess', fixed=True
     )
   else:
-    transform = inputs_lib.open_preprocess(config, 'test')
+    transform = records.open_preprocess(config, 'test')
   for name in source:
     _check_shape(name, source[name], transform, image_shape)
   return FewShotInputs(source['train'], source['test'], transform)
@@ -68,7 +69,7 @@ def _open(
   if opened and not (settings.source or split):
     return opened[name]
   section = config.data[name]
-  return inputs_lib.open_source(
+  return records.open_source(
     settings.source or section.source,
     split or section.split,
     () if settings.source else config.data.classes,
@@ -113,9 +114,7 @@ def make_figures(
   if run.few_shot is None:
     return None
   data, settings = run.few_shot, run.config.eval.few_shot
-  evaluate = few_shot.make_evaluator(
-    run.task.model, settings, data.train, data.test
-  )
+  evaluate = few_shot.make_evaluator(run.task, settings, data.train, data.test)
 
   def figures(variables: Any, through: Callable) -> dict[str, float]:
     def batches(source: sources.Source) -> Iterator[inputs_lib.Batch]:

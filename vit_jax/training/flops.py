@@ -73,7 +73,7 @@ def _count_equation(equation: Any) -> int:
   return times * sum(_count(each) for each in inner if hasattr(each, 'eqns'))
 
 
-def training_flops(task: Any, params: Any) -> int:
+def training_flops(task: Any) -> int:
   """Returns the FLOPs that one training example asks for.
 
   Three times the forward pass: the backward pass takes two products for each
@@ -82,8 +82,8 @@ def training_flops(task: Any, params: Any) -> int:
   """
   key = jax.eval_shape(lambda: jax.random.key(0))
   forward = count_flops(
-    lambda params, batch, key: task.loss({'params': params}, batch, key, 0),
-    params,
+    lambda variables, batch, key: task.loss(variables, batch, key, 0)[0],
+    jax.eval_shape(task.init, key),
     task.batch_spec(1),
     key,
   )

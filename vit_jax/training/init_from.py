@@ -13,8 +13,8 @@ from etils import epath
 
 from vit_jax.config import ConfigError
 from vit_jax.models import position
-from vit_jax.training import rules, saved, whole_files
-from vit_jax.training import run as run_lib
+from vit_jax.training import build, rules, saved, whole_files
+from vit_jax.training import frozen as frozen_lib
 from vit_jax.training.run import Run
 from vit_jax.training.state import State
 
@@ -146,7 +146,7 @@ def _why_fresh(
     if path.startswith('pre_logits/') and path not in wanted:
       # As the released code does, whose fine-tuned models have none.
       result[path] = 'this model has no such layer'
-  had, has = found.class_names, run.task.class_names
+  had, has = found.known.class_names, run.inputs.known.class_names
   if result:
     why = 'it read another layer'
   elif len(had) != len(has):
@@ -162,7 +162,8 @@ def _why_fresh(
 
 
 def _task_of(found: saved.Saved) -> Any:
-  return run_lib.make_task(found.config, found.class_names, found.image_shape)
+  frozen = frozen_lib.of_meta(found.teacher)
+  return build.make_task(found.config, found.known, frozen=frozen)
 
 
 def _grid(task: Any) -> Grid | None:

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.config import ConfigError
-from vit_jax.data import pipeline, preprocess, sources, tfds_source
+from vit_jax.data import captions, pipeline, sources, tfds_source, unique_order
 from vit_jax.training import mesh as mesh_lib
+from vit_jax.training import records, texts
+from vit_jax.training.build import Known
 
 Batch = dict[str, jax.Array]
 # Is told the name of a broken record and what is wrong with it.
@@ -20,9 +21,6 @@ Say = Callable[[str, str], None]
 
 # Batches that are on their way to the devices while one is computed.
 _AHEAD = 2
-# What opening can find wrong: each becomes a ConfigError. TensorFlow Datasets
-# asserts that it knows the version.
-_REFUSALS = (ValueError, OSError, ImportError, AssertionError)
 # What it finds where the data is not, but may be elsewhere.
 _ABSENT = (FileNotFoundError, ImportError, tfds_source.UnknownDatasetError)
 
@@ -32,77 +30,22 @@ class Inputs:
   """What there is to learn from.
 
   Attributes:
-    class_names: the label's meaning, by number.
-    image_shape: height, width, channels after preprocessing.
+    known: what it tells of itself.
     train_examples: examples of one epoch.
     source: of training and of testing; None where only planned.
     preprocess: of both.
+    order: of training records; None shuffles all of them.
     planned: whether this is only what `config.data.expected` says.
+    names: arrays of a training batch that the task takes.
   """
 
-  class_names: tuple[str, ...]
-  image_shape: tuple[int, int, int]
+  known: Known
   train_examples: int
-  source: Mapping[str, sources.Source | None]
-  preprocess: Mapping[str, preprocess.Preprocess]
+  source: Mapping[str, Any]
+  preprocess: Mapping[str, Callable]
+  order: unique_order.UniqueOrder | None = None
   planned: bool = False
-
-
-def open_split(config: Any, name: str) -> sources.Source:
-  """Opens `config.data.train` or `config.data.test`."""
-  section = config.data[name]
-  return open_source(
-    section.source, section.split, config.data.classes, f'config.data.{name}'
-  )
-
-
-def open_source(
-  source: str, split: str, classes: Sequence[str], where: str
-) -> sources.Source:
-  """Opens a source; ConfigError, which begins with `where`, if it cannot."""
-  try:
-    return sources.open_source(source, split, classes)
-  except _REFUSALS as error:
-    raise ConfigError(f'{where}: {error}') from error
-
-
-def open_preprocess(config: Any, name: str) -> preprocess.Preprocess:
-  """Reads how training or test images are prepared."""
-  return parse_preprocess(
-    config.data[name].preprocess,
-    f'config.data.{name}.preprocess',
-    fixed=name == 'test',
-  )
-
-
-def parse_preprocess(
-  text: str, where: str, fixed: bool
-) -> preprocess.Preprocess:
-  """Reads how images are prepared for a model.
-
-  Args:
-    text: see `vit_jax.data.preprocess`.
-    where: it stands, for messages.
-    fixed: whether it must not be random.
-
-  Raises:
-    ConfigError: it is not understood, leaves bytes, or is random.
-  """
-  try:
-    result = preprocess.parse(text)
-  except ValueError as error:
-    raise ConfigError(f'{where}: {error}') from error
-  if not re.search(r'\bvalue_range\b', text):
-    raise ConfigError(
-      f'{where} {text!r} leaves bytes, 0 to 255, but a model takes floats. '
-      "Add '|value_range(-1, 1)'."
-    )
-  if fixed and not result.deterministic:
-    raise ConfigError(
-      f'{where} {text!r} is random; evaluation must not be. Use for example '
-      "'resize_small(256)|central_crop(224)|value_range(-1, 1)'."
-    )
-  return result
+  names: tuple[str, ...] = ()
 
 
 def _absent(config: Any, name: str) -> bool:
@@ -112,12 +55,13 @@ def _absent(config: Any, name: str) -> bool:
     ConfigError: a source or the split could not be opened anywhere.
   """
   section, absent = config.data[name], False
+  family = captions if captions.is_known(section.source) else sources
   for source in section.source.split(' + '):
     try:
-      sources.open_source(source, section.split)
+      family.open_source(source, section.split)
     except _ABSENT:
       absent = True
-    except _REFUSALS as error:
+    except records.REFUSALS as error:
       raise ConfigError(f'config.data.{name}: {error}') from error
   return absent
 
@@ -126,7 +70,7 @@ def _planned(config: Any, transforms: Mapping) -> Inputs:
   """Returns inputs as `config.data.expected` says."""
   expected = config.data.expected
   shape = expected.image_shape
-  sizes = (expected.train_examples, expected.classes, *shape)
+  sizes = (expected.train_examples, expected.classes or 1, *shape)
   if len(shape) != 3 or not all(isinstance(x, int) and x > 0 for x in sizes):
     raise ConfigError(
       f'config.data.expected is {expected.to_dict()}; expected are 1 or more '
@@ -134,9 +78,9 @@ def _planned(config: Any, transforms: Mapping) -> Inputs:
     )
   for name, transform in transforms.items():
     _check_planned_shape(name, transform, shape)
+  names = tuple(f'class {i}' for i in range(expected.classes or 0))
   return Inputs(
-    tuple(f'class {i}' for i in range(expected.classes)),
-    shape,
+    Known(names, shape),
     expected.train_examples,
     {'train': None, 'test': None},
     transforms,
@@ -145,7 +89,7 @@ def _planned(config: Any, transforms: Mapping) -> Inputs:
 
 
 def _check_planned_shape(
-  name: str, transform: preprocess.Preprocess, shape: tuple[int, int, int]
+  name: str, transform: Callable, shape: tuple[int, int, int]
 ) -> None:
   """Raises ConfigError if no kind of image can come out as `shape`.
 
@@ -170,7 +114,7 @@ def _check_planned_shape(
 
 
 def _example_shape(
-  name: str, source: sources.Source, transform: preprocess.Preprocess
+  name: str, source: Any, transform: Callable
 ) -> tuple[int, ...]:
   """Returns the shape of an example; ConfigError if it cannot be made."""
   try:
@@ -194,11 +138,24 @@ def open_inputs(config: Any, planned: bool = False) -> Inputs:
     ConfigError: the data is not there, or not as expected.
   """
   names = ('train', 'test')
-  transforms = {name: open_preprocess(config, name) for name in names}
-  enough = None not in config.data.expected.to_dict().values()
+  reads = records.reads(config)
+  expected = config.data.expected
+  needed = ['train_examples', 'image_shape']
+  if reads == 'labels':
+    needed.append('classes')
+  enough = all(expected[key] is not None for key in needed)
   if planned and enough and any([_absent(config, name) for name in names]):
-    return _planned(config, transforms)
-  source = {name: open_split(config, name) for name in names}
+    return _planned(
+      config,
+      {name: records.open_transform(config, name, None) for name in names},
+    )
+  source = {name: records.open_split(config, name) for name in names}
+  words = None
+  if reads == 'captions':
+    words = texts.open_tokenizer(config, source['train'])
+  transforms = {
+    name: records.open_transform(config, name, words) for name in names
+  }
   shapes = {
     name: _example_shape(name, source[name], transforms[name]) for name in names
   }
@@ -208,13 +165,16 @@ def open_inputs(config: Any, planned: bool = False) -> Inputs:
       f'images are {shapes["test"]}. Make the preprocessing of both end in '
       'the same size.'
     )
-  check_classes(source['train'].class_names, source['test'].class_names)
+  classes = ()
+  if reads == 'labels':
+    classes = source['train'].class_names
+    check_classes(classes, source['test'].class_names)
   inputs = Inputs(
-    source['train'].class_names,
-    shapes['train'],
+    Known(classes, shapes['train'], words),
     len(source['train']),
     source,
     transforms,
+    texts.order(source['train'], config) if reads == 'captions' else None,
   )
   _check_expected(config, inputs)
   return inputs
@@ -234,8 +194,8 @@ def check_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
 def _check_expected(config: Any, inputs: Inputs) -> None:
   found = dict(
     train_examples=inputs.train_examples,
-    classes=len(inputs.class_names),
-    image_shape=inputs.image_shape,
+    classes=len(inputs.known.class_names),
+    image_shape=inputs.known.image_shape,
   )
   for key, value in found.items():
     expected = config.data.expected[key]
@@ -294,6 +254,7 @@ def train_batches(
       inputs.preprocess['train'],
       batch_size=config.batch_size,
       seed=config.seed,
+      order=inputs.order,
       start_step=start,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -301,7 +262,10 @@ def train_batches(
       max_broken=config.data.max_broken,
     )
   ) as batches:
-    sent = (mesh_lib.to_mesh(batch, mesh) for batch in _told(batches, say))
+    sent = (
+      mesh_lib.to_mesh({name: batch[name] for name in inputs.names}, mesh)
+      for batch in _told(batches, say)
+    )
     # The others can come while the step is compiled.
     yield next(sent)
     queue = []
@@ -313,8 +277,8 @@ def train_batches(
 
 def test_batches(
   config: Any,
-  source: sources.Source,
-  transform: preprocess.Preprocess,
+  source: Any,
+  transform: Callable,
   mesh: Mesh,
   say: Say,
   max_broken: float | None = None,

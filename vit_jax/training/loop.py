@@ -15,9 +15,8 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from vit_jax.evaluation import mean_metrics
-from vit_jax.training import few_shot_inputs as few_shot_lib
-from vit_jax.training import flops as flops_lib
 from vit_jax.training import (
+  evaluators,
   init_from,
   processes,
   progress,
@@ -25,6 +24,7 @@ from vit_jax.training import (
   summary,
   watch,
 )
+from vit_jax.training import flops as flops_lib
 from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import metrics as metrics_lib
 from vit_jax.training import workdir as workdir_lib
@@ -102,9 +102,9 @@ class _Loop:
     }
     self.workdir = workdir
     self.clock = progress.Clock()
-    self.flops = flops_lib.training_flops(run.task, run.state.params)
+    self.flops = flops_lib.training_flops(run.task)
     self.summed = mean_metrics.make_summed(run.task)
-    self.few_shot = few_shot_lib.make_figures(run, self.say_broken)
+    self.evaluators = evaluators.make(run, self.say_broken)
     self.writer = None  # Only one process has one.
     self.pending = []  # (step, metrics on the devices) not yet looked at.
     self.tested = (0, {})  # Step and result of the newest evaluation.
@@ -147,9 +147,9 @@ class _Loop:
     )
     values = {f'test/{name}': value for name, value in means.items()}
     self.say_figures(step, values)
-    if self.few_shot:
+    for evaluator in self.evaluators:
       watched = functools.partial(self.watched, step=step)
-      scores = self.few_shot(state.evaluated, watched)
+      scores = evaluator(state.evaluated, watched)
       self.say_figures(step, scores)
       values |= scores
     self.tested = (step, values)
@@ -188,9 +188,10 @@ class _Loop:
       raise TrainingError(self.not_finite(step, 'a parameter or moment'))
     meta = {
       'config': self.config.to_dict(),
-      'class_names': list(self.run.inputs.class_names),
-      'image_shape': list(self.run.inputs.image_shape),
+      **self.run.inputs.known.meta(),
     }
+    if frozen := getattr(self.run.task, 'frozen', None):
+      meta['frozen'] = frozen.meta
     tested_at, metrics = self.tested
     metrics = metrics if tested_at == step else None
     if self.writer:  # Rows before a checkpoint are not done again.

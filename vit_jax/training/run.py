@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,7 +18,8 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError, Duration
 from vit_jax.evaluation import few_shot
-from vit_jax.training import checks, few_shot_inputs, schema
+from vit_jax.training import build, checks, evaluators, few_shot_inputs
+from vit_jax.training import frozen as frozen_lib
 from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import optimizer as optimizer_lib
@@ -72,12 +72,13 @@ class Run:
 
   def _create(self) -> state_lib.State:
     key = state_lib.random_key(self.config.seed)
-    params = self.task.init(jax.random.fold_in(key, 0xFFFFFFFF))['params']
-    return _create_state(self.config, self.optimizer, params, key)
+    variables = self.task.init(jax.random.fold_in(key, 0xFFFFFFFF))
+    return _create_state(self.config, self.optimizer, variables, key)
 
 
-def _create_state(config, optimizer, params, key) -> state_lib.State:
-  return state_lib.create(params, optimizer, key, config.optimizer.average > 0)
+def _create_state(config, optimizer, variables, key) -> state_lib.State:
+  average = config.optimizer.average > 0
+  return state_lib.create(variables, optimizer, key, average)
 
 
 def _to_steps(
@@ -90,42 +91,6 @@ def _to_steps(
     examples=inputs.train_examples,
     total=total,
   )
-
-
-def make_task(
-  config: Any, class_names: Sequence[str], image_shape: Sequence[int]
-) -> Any:
-  """Returns the task of a configuration, with its model."""
-  model = config.model.to_dict()
-  supplied = dict(
-    num_classes=len(class_names),
-    dtype=jnp.dtype(config.precision.compute),
-    softmax_dtype=jnp.dtype(config.precision.softmax),
-  )
-  task = config.task.to_dict()
-  make_model = schema.MODELS[model.pop('name')]
-  make = schema.TASKS[task.pop('name')]
-  # Not every model has a softmax.
-  fields = {field.name for field in dataclasses.fields(make_model)}
-  supplied = {key: supplied[key] for key in supplied if key in fields}
-  try:
-    return make(
-      model=make_model(**supplied, **model),
-      class_names=tuple(class_names),
-      image_shape=tuple(image_shape),
-      **task,
-    )
-  except ValueError as error:
-    raise ConfigError(f'config.model or config.task: {error}') from error
-
-
-def abstract_params(task: Any, mesh: Mesh, key: jax.Array) -> Any:
-  """Returns the shapes of the parameters."""
-  try:
-    with jax.set_mesh(mesh):
-      return jax.eval_shape(task.init, key)['params']
-  except ValueError as error:
-    raise ConfigError(f'config.model: {error}') from error
 
 
 def _schedule(
@@ -155,6 +120,7 @@ def _check_traces(run: Run) -> None:
   except (TypeError, ValueError) as error:
     raise ConfigError(f'config.model or config.task: {error}') from error
   checks.check_best(run.config.checkpoint.best, metrics)
+  evaluators.check(run)
 
 
 def _with_few_shot(run: Run) -> Run:
@@ -163,9 +129,9 @@ def _with_few_shot(run: Run) -> Run:
   if not settings.shots or run.inputs.planned:
     return run
   opened = few_shot_inputs.open_few_shot(
-    run.config, settings, run.inputs.image_shape, run.inputs.source
+    run.config, settings, run.inputs.known.image_shape, run.inputs.source
   )
-  features = few_shot.make_features(run.task.model, settings.feature)
+  features = few_shot.make_features(run.task, settings.feature)
   with jax.set_mesh(run.mesh):
     jax.eval_shape(features, run.state.evaluated, run.batch)
   return dataclasses.replace(run, few_shot=opened)
@@ -193,14 +159,22 @@ def prepare(
   mesh = mesh_lib.make(config.mesh, devices)
   checks.check_batches(config, mesh)
   inputs = inputs_lib.open_inputs(config, planned)
-  task = make_task(config, inputs.class_names, inputs.image_shape)
   total, schedule = _schedule(config, inputs)
+  task = build.make_task(
+    config,
+    inputs.known,
+    to_steps=_to_steps(config, inputs, total),
+    frozen=frozen_lib.load(config),
+  )
+  inputs = dataclasses.replace(inputs, names=tuple(task.batch_spec(1)))
   key = jax.eval_shape(lambda: state_lib.random_key(config.seed))
-  params = abstract_params(task, mesh, key)
+  variables = build.abstract_variables(task, mesh, key)
+  checks.check_accumulation(config, task, variables)
+  params = variables['params']
   optimizer_lib.check(config.optimizer, params)
   optimizer = optimizer_lib.make(config.optimizer, schedule, params)
   shapes = jax.eval_shape(
-    functools.partial(_create_state, config, optimizer), params, key
+    functools.partial(_create_state, config, optimizer), variables, key
   )
   sharding = mesh_lib.state_sharding(shapes, config.mesh, mesh)
   state = jax.tree.map(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 from vit_jax import released
 from vit_jax.config import ConfigError
-from vit_jax.training import checks, inputs, schema
+from vit_jax.training import checks, records, schema, texts
+from vit_jax.training.build import Known
 from vit_jax.training.checkpoint import Checkpoints
 
 # What may be overridden of a finished run: the rest made it what it is, or is
 # of no use any more.
 _MAY_CHANGE = (
   'batch_size', 'data.classes', 'data.max_broken', 'data.test.',
-  'data.workers', 'eval.batch_size', 'mesh.', 'precision.',
+  'data.text.templates', 'data.workers', 'eval.batch_size', 'mesh.', 'precision.',
 )  # fmt: skip
 # How images are prepared for a model that takes any number of patches, unless
 # a person says otherwise.
@@ -35,19 +36,21 @@ class Saved:
     config: of its run, with overrides; of a released checkpoint, one that
       says how it is evaluated.
     params: a tree of arrays; the moving average where the run keeps one.
-    class_names: what the head tells apart.
-    names_known: whether the checkpoint says so, or only how many there are.
-    image_shape: height, width and channels of the images.
+    others: the variables that no gradient changes, by collection.
+    known: what is kept of the data that it was trained on.
+    names_known: whether it says what its classes are, or only how many.
     step: that the parameters are from.
+    teacher: meta of the model that it has learned with, see `frozen.of_meta`.
   """
 
   path: pathlib.Path
   config: ConfigDict
   params: dict[str, Any]
-  class_names: tuple[str, ...]
+  others: dict[str, Any]
+  known: Known
   names_known: bool
-  image_shape: tuple[int, int, int]
   step: int
+  teacher: Mapping[str, Any] | None = None
 
 
 def read(
@@ -84,17 +87,18 @@ def _of_run(
       raise ConfigError(f"--step={step} is neither a number nor 'best'.")
     step = int(step)
   try:
-    params, meta, step = read_parameters(workdir, step)
+    params, others, meta, step = read_variables(workdir, step)
   except FileNotFoundError as error:
     raise ConfigError(str(error)) from error
   return Saved(
     workdir,
     _resolve(meta['config'], overrides),
     params,
-    tuple(meta['class_names']),
+    others,
+    Known.of_meta(meta),
     True,
-    tuple(meta['image_shape']),
     step,
+    meta.get('frozen'),
   )
 
 
@@ -122,10 +126,11 @@ def _of_released(
     )
   preprocess = found.preprocess or _ANY_SIZE
   data = dict(source='', split='test', preprocess=preprocess)
+  text = dict(tokenizer=found.tokenizer or '')
   config = dict(
-    task=dict(name='classification'),
+    task=_task(found.model),
     model=dict(found.model),
-    data=dict(train={**data, 'split': 'train'}, test=data),
+    data=dict(train={**data, 'split': 'train'}, test=data, text=text),
     batch_size=64,
     total='1steps',
     optimizer=dict(name='sgd', learning_rate=1.0),
@@ -136,46 +141,67 @@ def _of_released(
   names = found.class_names
   if names is None:
     names = tuple(f'class {i}' for i in range(found.num_classes))
-  config = _resolve(config, overrides)
+  config = _resolve(config, overrides, ('data.text.tokenizer',))
   channels = found.image_shape[-1] if found.image_shape else 3
   record = {'image': np.zeros((512, 640, channels), np.uint8), 'label': 0}
-  image = inputs.open_preprocess(config, 'test')(record, None)['image']
+  image = records.open_preprocess(config, 'test')(record, None)['image']
+  words = None
+  if config.task.name == 'contrastive' and config.data.text.tokenizer:
+    words = texts.open_tokenizer(config, None)
   return Saved(
     path,
     config,
-    traverse_util.unflatten_dict(found.params, sep='/'),
-    names,
+    _tree(found.params),
+    {'batch_stats': _tree(found.statistics)} if found.statistics else {},
+    Known(names, image.shape, words),
     found.class_names is not None,
-    image.shape,
     0,
   )
 
 
-def _resolve(config: Any, overrides: Sequence[str]) -> ConfigDict:
+def _task(model: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the task of a released model."""
+  if model['name'] != 'clip':
+    return {'name': 'classification'}
+  sigmoid = model.get('initial_bias') is not None
+  loss = 'sigmoid' if sigmoid else 'softmax'
+  return {'name': 'contrastive', 'loss_function': loss}
+
+
+def _tree(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  return traverse_util.unflatten_dict(arrays, sep='/')
+
+
+def _resolve(
+  config: Any, overrides: Sequence[str], besides: Sequence[str] = ()
+) -> ConfigDict:
   config = config_lib.resolve(config, overrides, schema.SCHEMA)
-  _check_overrides(overrides)
+  _check_overrides(overrides, (*_MAY_CHANGE, *besides))
   checks.check_values(config)
   return config
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
+def _check_overrides(
+  overrides: Sequence[str], may_change: tuple[str, ...]
+) -> None:
   """Raises ConfigError for what a finished run cannot be told any more."""
   for override in overrides:
     path, _ = config_lib.split_override(override)
-    if not f'{path}.'.startswith(_MAY_CHANGE):
-      allowed = ', '.join(f'{key.rstrip(".")}' for key in _MAY_CHANGE)
+    if not f'{path}.'.startswith(may_change):
+      allowed = ', '.join(f'{key.rstrip(".")}' for key in may_change)
       raise ConfigError(
         f'--config.{path} cannot be changed after training. What can: '
         f'{allowed}.'
       )
 
 
-def read_parameters(
+def read_variables(
   workdir: pathlib.Path, step: int | str | None = None
-) -> tuple[dict[str, Any], dict[str, Any], int]:
-  """Returns what a run has learned, on the host: (parameters, meta, step).
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]:
+  """Returns what a run has learned: (parameters, others, meta, step).
 
-  The parameters are their moving average where the run keeps one.
+  All on the host. The parameters are their moving average where the run keeps
+  one; others are the variables that no gradient changes, by collection.
 
   Args:
     workdir: of the run.
@@ -203,7 +229,12 @@ def read_parameters(
     tree, meta, step = checkpoints.load(('average',), step)
   except KeyError:  # The run keeps no average.
     tree, meta, step = checkpoints.load(('params',), step)
-  return tree.get('average') or tree['params'], meta, step
+  params = tree.get('average') or tree['params']
+  try:
+    others, *_ = checkpoints.load(('others',), step)
+  except KeyError:
+    others = {'others': {}}
+  return params, others['others'], meta, step
 
 
 def _best(directory: pathlib.Path) -> int:

@@ -5,18 +5,23 @@ are here.
 """
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from vit_jax.config import Duration, Field, OneOf
+from vit_jax.config import Duration, Field, OneOf, fields_of
 from vit_jax.evaluation import few_shot
+from vit_jax.models import clip
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.resnet import ResNet
+from vit_jax.models.text import TextTransformer
 from vit_jax.models.vit import ViT
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.training import mesh, optimizer, schedule
 
-MODELS = {'mixer': Mixer, 'resnet': ResNet, 'vit': ViT}
-TASKS = {'classification': Classification}
+# Each makes a model; for most it is the module itself.
+MODELS = {'clip': clip.make, 'mixer': Mixer, 'resnet': ResNet, 'vit': ViT}
+TASKS = {'classification': Classification, 'contrastive': Contrastive}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,34 @@ class Split:
   split: str
   # What is done to each, such as 'resize(224)|value_range(-1, 1)'.
   preprocess: str
+  # What is done for the second view, where the task reads two of each image;
+  # '' for the same.
+  second_view: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """`config.data.text`: captions, for tasks that read them.
+
+  Records with none that passes are left out, see `caption_filter`.
+  """
+
+  # A file of merges, or 'openai' for those of the released models; '' makes
+  # some of the captions of training.
+  tokenizer: str = ''
+  # Texts with {} where a caption goes, of which training takes any and
+  # evaluation the first; () for captions as they are.
+  templates: tuple = ()
+  # Whether a caption comes once a batch at most.
+  unique: bool = False
+  # Least and largest number of characters.
+  characters: tuple = (0, math.inf)
+  # Least share of Latin letters.
+  latin: float = 0.0
+  # A regular expression; captions that it is found in are left out.
+  without: str = ''
+  # Largest ratio of an image's longer side to the shorter one.
+  aspect: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +86,18 @@ class Precision:
   compute: Literal['float32', 'bfloat16'] = 'float32'
   # Of attention weights; bfloat16 saves a quarter of a ViT's memory.
   softmax: Literal['float32', 'bfloat16'] = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+  """`config.eval.zero_shot`: classification by the names of classes."""
+
+  # Of labels, such as 'folder:DIR'; '' does not evaluate.
+  source: str = ''
+  split: str = 'test'
+  # Names and templates: a file or one of `vit_jax.evaluation.prompts`; '' puts
+  # the classes' own names into `config.data.text.templates`.
+  prompts: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +127,45 @@ class Init:
   resize: Literal['align_corners', 'half_pixel'] = 'align_corners'
 
 
+# What the program gives to models and to tasks; no keys of theirs.
+_TO_MODELS = ('num_classes', 'dtype', 'softmax_dtype', 'parent')
+_TO_TASKS = (
+  'model', 'class_names', 'image_shape', 'tokenizer', 'to_steps', 'frozen',
+)  # fmt: skip
+
+
+def _keys(user: Any, *supplied: str) -> dict[str, Field]:
+  """Returns the keys of a model that is part of another."""
+  keys = fields_of(user)
+  return {
+    name: keys[name]
+    for name in keys
+    if name not in ('name', *_TO_MODELS, *supplied)
+  }
+
+
+_CLIP = {
+  'image': OneOf(clip.IMAGE_TOWERS, supplied=_TO_MODELS),
+  'text': _keys(TextTransformer),
+  **_keys(clip.CLIP, 'image', 'text'),
+}
+
+
+def text_sizes(model: Any) -> tuple[int, int]:
+  """Returns vocabulary and length of the texts that a model reads."""
+  return model.text.vocabulary_size, model.text.length
+
+
 SCHEMA = {
-  'task': OneOf(TASKS, supplied=('model', 'class_names', 'image_shape')),
-  'model': OneOf(
-    MODELS,
-    supplied=('num_classes', 'dtype', 'softmax_dtype', 'parent'),
-  ),
+  'task': OneOf(TASKS, supplied=_TO_TASKS),
+  'model': OneOf({**MODELS, 'clip': _CLIP}, supplied=_TO_MODELS),
   'data': {
     'train': Split,
     'test': Split,
     # Names of the only classes to use, in the order of their labels; () uses
     # all.
     'classes': Field(tuple, ()),
+    'text': Text,
     # Processes that read ahead; 0 reads in threads of the main one.
     'workers': Field(int, 0),
     # Share of records that may be broken before the run stops.
@@ -112,6 +184,9 @@ SCHEMA = {
     # None: as in training.
     'batch_size': Field(int | None, None),
     'few_shot': few_shot.Settings,
+    # Finding images by text and back: by the first caption of each, or all.
+    'retrieval': Field(Literal['off', 'first', 'all'], 'off'),
+    'zero_shot': ZeroShot,
   },
   'checkpoint': Checkpointing,
   'log_every': Field(Duration, '50steps'),

@@ -94,7 +94,7 @@ def step(run: Run, repeats: int) -> dict[str, float]:
     jax.block_until_ready((state, metrics))
 
   timing = _time(call, repeats)
-  work = flops_lib.training_flops(run.task, run.state.params)
+  work = flops_lib.training_flops(run.task)
   result = _speed(run, timing, run.config.batch_size, work)
   return {**result, 'initialisation, s': initialised}
 

@@ -15,6 +15,8 @@ class State:
   Attributes:
     step: int32, the number of steps done; also the position in the data.
     params: what is learned.
+    others: variables that no gradient changes, by collection: statistics of
+      batch norm, moving targets, a frozen teacher.
     optimizer: the state of the optimizer.
     average: moving average of the parameters, or None.
     key: data of the run's random key; every step folds its number into it.
@@ -22,6 +24,7 @@ class State:
 
   step: jax.Array
   params: Any
+  others: Any
   optimizer: Any
   average: Any
   key: jax.Array
@@ -30,7 +33,7 @@ class State:
   def evaluated(self) -> dict[str, Any]:
     """The variables that evaluation looks at: the average if there is one."""
     params = self.params if self.average is None else self.average
-    return {'params': params}
+    return {'params': params, **self.others}
 
 
 def random_key(seed: int) -> jax.Array:
@@ -50,12 +53,18 @@ def step_key(key_data: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def create(
-  params: Any, tx: optax.GradientTransformation, key: jax.Array, average: bool
+  variables: Any,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  average: bool,
 ) -> State:
-  """Returns the state before the first step."""
+  """Returns the state before the first step, from what a task starts with."""
+  others = dict(variables)
+  params = others.pop('params')
   return State(
     step=jnp.zeros((), jnp.int32),
     params=params,
+    others=others,
     optimizer=tx.init(params),
     average=jax.tree.map(jnp.copy, params) if average else None,
     key=jax.random.key_data(key),

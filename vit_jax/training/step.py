@@ -14,34 +14,53 @@ from vit_jax.training.state import State, step_key
 Metrics = dict[str, jax.Array]
 
 
-def _gradients(task: Any, params: Any, batch: Any, key: Any, step: Any):
-  """Returns ((loss, metrics), gradients) of one (micro-)batch."""
+def _gradients(task: Any, state: State, batch: Any, key: Any):
+  """Returns ((loss, metrics), gradients), others of one (micro-)batch."""
 
   def loss(params):
-    return task.loss({'params': params}, batch, key, step, train=True)
+    value, metrics, others = task.loss(
+      {'params': params, **state.others}, batch, key, state.step, train=True
+    )
+    return value, (metrics, others)
 
-  return jax.value_and_grad(loss, has_aux=True)(params)
+  differentiate = jax.value_and_grad(loss, has_aux=True)
+  (value, (metrics, others)), gradients = differentiate(state.params)
+  return ((value, metrics), gradients), {**state.others, **others}
 
 
-def _accumulated(
-  task: Any, params: Any, batch: Any, key: Any, step: Any, count: int
-):
+def _accumulated(task: Any, state: State, batch: Any, key: Any, count: int):
   """Means of `_gradients` over micro-batches, each with its own key."""
   parts = gradient_cache.split(batch, count)
-  shape = jax.eval_shape(
-    lambda part: _gradients(task, params, part, key, step),
+  shape, _ = jax.eval_shape(
+    lambda part: _gradients(task, state, part, key),
     jax.tree.map(lambda x: x[0], parts),
   )
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shape)
 
-  def add(total, numbered):
-    number, part = numbered
-    part_key = jax.random.fold_in(key, number)
-    result = _gradients(task, params, part, part_key, step)
-    return jax.tree.map(jnp.add, total, result), None
+  def add(carry, numbered):
+    (total, others), (number, part) = carry, numbered
+    result, others = _gradients(
+      task, state.replace(others=others), part, jax.random.fold_in(key, number)
+    )
+    return (jax.tree.map(jnp.add, total, result), others), None
 
-  total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
-  return jax.tree.map(lambda x: x / count, total)
+  (total, others), _ = jax.lax.scan(
+    add, (zeros, state.others), (jnp.arange(count), parts)
+  )
+  return jax.tree.map(lambda x: x / count, total), others
+
+
+def _cached(task: Any, state: State, batch: Any, key: Any, count: int):
+  """As `_gradients`, of a loss over all examples: see `gradient_cache`."""
+
+  def embed(params, part, part_key):
+    variables = {'params': params, **state.others}
+    return task.embed(variables, part, part_key)
+
+  result = gradient_cache.value_and_gradients(
+    embed, task.loss_of_features, state.params, batch, key, count
+  )
+  return result, state.others
 
 
 def _moved_average(average: Any, params: Any, decay: float, step: Any) -> Any:
@@ -67,14 +86,15 @@ def make_train_step(
 
   def train_step(state: State, batch: Any) -> tuple[State, Metrics]:
     key = step_key(state.key, state.step)
-    if settings.accumulate > 1:
-      (loss, metrics), gradients = _accumulated(
-        task, state.params, batch, key, state.step, settings.accumulate
-      )
+    if settings.accumulate == 1:
+      result, others = _gradients(task, state, batch, key)
+    elif hasattr(task, 'loss_of_features'):
+      result, others = _cached(task, state, batch, key, settings.accumulate)
     else:
-      (loss, metrics), gradients = _gradients(
-        task, state.params, batch, key, state.step
+      result, others = _accumulated(
+        task, state, batch, key, settings.accumulate
       )
+    (loss, metrics), gradients = result
     if settings.freeze:
       # Zeros here let the compiler drop the backward pass of frozen parts.
       gradients = jax.tree.map(
@@ -88,8 +108,13 @@ def make_train_step(
     average = state.average
     if average is not None:
       average = _moved_average(average, params, settings.average, state.step)
-    state = state.replace(
-      step=state.step + 1, params=params, optimizer=optimizer, average=average
+    state = State(
+      step=state.step + 1,
+      params=params,
+      others=others,
+      optimizer=optimizer,
+      average=average,
+      key=state.key,
     )
     return state, {'loss': loss, 'gradient_norm': norm, **metrics}
 

@@ -63,12 +63,13 @@ def of_plan(run: Any) -> Group:
   """Returns what a run will do; nothing has to be allocated for it."""
   config, data, total = run.config, run.inputs, run.total_steps
   epochs = total * config.batch_size / data.train_examples
-  optimizer = config.optimizer
+  optimizer, classes = config.optimizer, len(data.known.class_names)
   what = _table(f'{config.task.name} with {config.model.name}')
   what.add_row(
     'data',
     f'{config.data.train.source} {config.data.train.split}: '
-    f'{data.train_examples:,} examples, {len(data.class_names):,} classes'
+    f'{data.train_examples:,} examples'
+    + (f', {classes:,} classes' if classes else '')
     + (' (as expected; not opened)' if data.planned else ''),
   )
   shape = ' x '.join(map(str, run.batch['image'].shape))
@@ -81,7 +82,7 @@ def of_plan(run: Any) -> Group:
     f'{count_parameters(run.state.params):,} '
     f'({_bytes(run.state.params) / 2**20:,.1f} MiB)',
   )
-  work = flops.training_flops(run.task, run.state.params)
+  work = flops.training_flops(run.task)
   what.add_row('work', f'{work / 1e9:,.3g} GFLOP an image in training')
   mesh = ' x '.join(f'{k}={v}' for k, v in run.mesh.shape.items())
   kind = run.mesh.devices.flat[0].device_kind

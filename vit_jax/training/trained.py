@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax.config import ConfigError
+from vit_jax.training import build, rules, saved
+from vit_jax.training import frozen as frozen_lib
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import rules, saved
-from vit_jax.training import run as run_lib
 from vit_jax.training import state as state_lib
 
 
@@ -62,10 +62,14 @@ def load(
     CheckpointError: it is damaged.
   """
   found = saved.read(path, step, overrides, grid)
-  task = run_lib.make_task(found.config, found.class_names, found.image_shape)
+  frozen = frozen_lib.of_meta(found.teacher)
+  task = build.make_task(
+    found.config, found.known, to_steps=None, frozen=frozen
+  )
   mesh = _make_mesh(found.config.mesh, overrides)
-  _check_fit(found.params, task, mesh)
-  variables = {'params': _place(found.params, found.config.mesh, mesh)}
+  variables = {'params': found.params, **found.others}
+  _check_fit(variables, task, mesh)
+  variables = _place(variables, found.config.mesh, mesh)
   return Trained(
     found.config, task, mesh, variables, found.step, found.names_known
   )
@@ -85,21 +89,27 @@ def _make_mesh(settings: Any, overrides: Sequence[str]) -> Mesh:
     return mesh_lib.make(mesh_lib.Settings())
 
 
-def _place(params: Mapping, settings: Any, mesh: Mesh) -> Any:
-  """Sends parameters to the devices, split as in training."""
+def _place(variables: Mapping, settings: Any, mesh: Mesh) -> Any:
+  """Sends variables to the devices, split as in training."""
+  others = dict(variables)
   state = state_lib.State(
-    step=None, params=params, optimizer=None, average=None, key=None
+    step=None,
+    params=others.pop('params'),
+    others=others,
+    optimizer=None,
+    average=None,
+    key=None,
   )
   sharding = mesh_lib.state_sharding(state, settings, mesh)
-  return jax.device_put(params, sharding.params)
+  return jax.device_put(state, sharding).evaluated
 
 
-def _check_fit(params: Mapping, task: Any, mesh: Mesh) -> None:
+def _check_fit(variables: Mapping, task: Any, mesh: Mesh) -> None:
   """Raises ConfigError if the parameters are not those of the model."""
   key = jax.eval_shape(lambda: state_lib.random_key(0))
   wrong = rules.misfits(
-    rules.shapes_by_path(run_lib.abstract_params(task, mesh, key)),
-    rules.shapes_by_path(params),
+    rules.shapes_by_path(build.abstract_variables(task, mesh, key)),
+    rules.shapes_by_path(variables),
   )
   if wrong:
     raise ConfigError(

@@ -1,0 +1,45 @@
+"""CLIP on drawn shapes: which caption belongs to which picture, in minutes.
+
+Scenes such as 'a small red circle at the top left' are drawn as they are
+needed, so nothing has to be downloaded, and some combinations of colour and
+shape are only in the test set.
+
+  python -m vit_jax.train --config=configs/clip_shapes.py --workdir=runs/clip
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(objects='1'):
+  """Returns the configuration.
+
+  Args:
+    objects: things in a scene, '1' or '2'.
+  """
+  config = ConfigDict()
+  config.task = dict(name='contrastive')
+  config.model = dict(
+    name='clip',
+    width=64,
+    image=dict(
+      name='vit', patch_size=4, width=96, depth=3, num_heads=3, mlp_dim=384
+    ),
+    text=dict(
+      vocabulary_size=587, length=24, width=96, depth=2, num_heads=3,
+      mlp_dim=384,
+    ),
+  )  # fmt: skip
+  source = f'shapes:pixels=32,objects={objects}'
+  config.data = dict(
+    train=dict(source=source, split='train', preprocess='value_range(-1, 1)'),
+    test=dict(source=source, split='test', preprocess='value_range(-1, 1)'),
+  )
+  config.batch_size = 128
+  config.total = '1500steps'
+  config.optimizer = dict(
+    name='adamw', learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0
+  )
+  config.schedule = dict(name='cosine', warmup='100steps')
+  config.eval = dict(every='500steps')
+  config.checkpoint = dict(every='500steps')
+  return config

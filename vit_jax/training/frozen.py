@@ -1,0 +1,61 @@
+"""A trained model that another one learns with, and that stays as it is.
+
+A task says by its attribute `teacher` which of its keys holds the path. The
+model's variables go into the state of the run, and what it is into the meta of
+its checkpoints, so that whoever reads those does not need the other run.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from vit_jax import config as config_lib
+from vit_jax.config import ConfigError
+from vit_jax.training import build, saved, schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """The other model.
+
+  Attributes:
+    task: what it has learned.
+    variables: on the host; None where they come from a checkpoint.
+    meta: what `of_meta` makes the same task of.
+  """
+
+  task: Any
+  variables: Any
+  meta: Mapping[str, Any]
+
+
+def load(config: Any) -> Frozen | None:
+  """Reads the model that a task names; None if it names none.
+
+  Raises:
+    ConfigError: there is no such model.
+    CheckpointError: it is damaged.
+  """
+  key = getattr(schema.TASKS[config.task.name], 'teacher', None)
+  if not key or not config.task[key]:
+    return None
+  try:
+    found = saved.read(epath.Path(config.task[key]))
+  except ConfigError as error:
+    raise ConfigError(f'config.task.{key}: {error}') from error
+  # Not what it has learned with itself.
+  others = {name: x for name, x in found.others.items() if name != 'frozen'}
+  meta = {'config': found.config.to_dict(), **found.known.meta()}
+  task = build.make_task(found.config, found.known)
+  return Frozen(task, {'params': found.params, **others}, meta)
+
+
+def of_meta(meta: Mapping[str, Any] | None) -> Frozen | None:
+  """Returns the model of a checkpoint's meta, without its variables."""
+  if not meta:
+    return None
+  config = config_lib.resolve(meta['config'], (), schema.SCHEMA)
+  task = build.make_task(config, build.Known.of_meta(meta))
+  return Frozen(task, None, meta)

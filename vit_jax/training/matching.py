@@ -1,0 +1,128 @@
+"""How well images and texts go together, by a trained model of both.
+
+matcher = Matcher(trained.load(workdir))
+matcher.score(images, ['a cat', 'a dog'])  # [images, texts]
+matcher.rerank(images, 'a cat', count=8)   # the best eight, and their scores
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax.config import ConfigError
+from vit_jax.evaluation import pair_features
+from vit_jax.tasks import contrastive_loss
+from vit_jax.training import mesh as mesh_lib
+from vit_jax.training import records, trained
+
+# Images that go through the model at a time, at most.
+_BATCH = 64
+
+
+class Matcher:
+  """A model of images and texts, ready to compare them."""
+
+  def __init__(self, model: trained.Trained):
+    """Takes a model.
+
+    Raises:
+      ConfigError: it knows no texts, or its tokenizer is not known.
+    """
+    if not hasattr(model.task, 'encode_text'):
+      raise ConfigError(
+        f'A {model.config.model.name} trained for {model.config.task.name} '
+        'knows no texts. Give a model of images and texts, such as a CLIP.'
+      )
+    if model.task.tokenizer is None:
+      raise ConfigError(
+        'The checkpoint has no tokenizer: name its file of merges by '
+        '--config.data.text.tokenizer=FILE.'
+      )
+    self.model = model
+    self._prepare = records.open_preprocess(model.config, 'test')
+    self._texts = pair_features.make_encode_texts(
+      model.task, model.variables, model.whole_batch(16)
+    )
+
+  def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+    """Returns features [texts, width] of unit length."""
+    with jax.set_mesh(self.model.mesh):
+      return self._texts(texts)
+
+  def scorer(self, texts: Sequence[str]) -> Callable[[Any, Any], jax.Array]:
+    """Returns a function from variables and images to their cosines.
+
+    Args:
+      texts: that images are compared with, [texts].
+
+    Returns:
+      A function from variables and prepared images [images, height, width,
+      channels] to [images, texts].
+    """
+    encoded = self.encode_texts(texts)
+
+    def score(variables: Any, image: jax.Array) -> jax.Array:
+      features, _ = self.model.task.encode_image(variables, image)
+      return features @ encoded.T
+
+    return score
+
+  def classifier(self, texts: Sequence[str]) -> Callable[[Any, Any], jax.Array]:
+    """Returns a function from variables and images to their probabilities.
+
+    As `scorer`, but of each text being that of the image, among the others.
+    """
+    score = self.scorer(texts)
+
+    def classify(variables: Any, image: jax.Array) -> jax.Array:
+      scale = contrastive_loss.similarity_scale(
+        variables['params']['logit_scale']
+      )
+      return jax.nn.softmax(score(variables, image) * scale)
+
+    return classify
+
+  def score(
+    self, images: Sequence[np.ndarray], texts: Sequence[str]
+  ) -> np.ndarray:
+    """Returns how similar images and texts are.
+
+    Args:
+      images: uint8 [height, width, channels] each, prepared here.
+      texts: to compare them with.
+
+    Returns:
+      Cosines, float32 [images, texts].
+    """
+    prepared = np.stack([self._prepare({'image': x})['image'] for x in images])
+    size = self.model.whole_batch(min(_BATCH, len(prepared)))
+    score, found = jax.jit(self.scorer(texts)), []
+    for start in range(0, len(prepared), size):
+      part = prepared[start : start + size]
+      # Of one shape, the last as well, so that it is compiled once.
+      padding = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
+      with jax.set_mesh(self.model.mesh):
+        batch = mesh_lib.to_mesh(
+          {'image': np.pad(part, padding)}, self.model.mesh
+        )
+        scores = score(self.model.variables, batch['image'])
+      found.append(jax.device_get(scores)[: len(part)])
+    return np.concatenate(found)
+
+  def rerank(
+    self, images: Sequence[np.ndarray], text: str, count: int
+  ) -> tuple[list[int], np.ndarray]:
+    """Chooses the images that a text describes best.
+
+    Args:
+      images: see `score`.
+      text: to compare them with.
+      count: how many to choose.
+
+    Returns:
+      Their numbers, best first, and the scores of all images.
+    """
+    scores = self.score(images, [text])[:, 0]
+    return np.argsort(-scores, kind='stable')[:count].tolist(), scores

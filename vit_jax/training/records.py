@@ -1,0 +1,104 @@
+"""Sources and preprocessing as a configuration names them, opened."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vit_jax.config import ConfigError
+from vit_jax.data import captions, pairs, preprocess, sources, tokenizer, views
+from vit_jax.training import schema, texts
+
+# What opening can find wrong: each becomes a ConfigError. TensorFlow Datasets
+# asserts that it knows the version.
+REFUSALS = (ValueError, OSError, ImportError, AssertionError)
+
+
+def reads(config: Any) -> str:
+  """Returns what the task of a configuration reads, see `vit_jax.tasks`."""
+  return schema.TASKS[config.task.name].reads
+
+
+def open_split(config: Any, name: str) -> Any:
+  """Opens `config.data.train` or `config.data.test`."""
+  section, where = config.data[name], f'config.data.{name}'
+  if not captions.is_known(section.source) or reads(config) == 'labels':
+    if reads(config) == 'captions':
+      known = ', '.join(captions.FAMILIES)
+      raise ConfigError(
+        f'{where}.source {section.source!r} has no captions, which '
+        f'{config.task.name} learns from. Sources of captions: {known}.'
+      )
+    return open_source(
+      section.source, section.split, config.data.classes, where
+    )
+  source = texts.open_source(section, where)
+  return texts.filtered(source, config.data.text)
+
+
+def open_source(
+  source: str, split: str, classes: Sequence[str], where: str
+) -> sources.Source:
+  """Opens a source of labels; ConfigError, beginning with `where`, if not."""
+  try:
+    return sources.open_source(source, split, classes)
+  except REFUSALS as error:
+    raise ConfigError(f'{where}: {error}') from error
+
+
+def open_transform(
+  config: Any, name: str, words: tokenizer.Tokenizer | None
+) -> Callable:
+  """Returns what turns records of a split into examples for the task.
+
+  Args:
+    config: complete.
+    name: 'train' or 'test'.
+    words: of the texts, for a task that reads captions.
+  """
+  image = open_preprocess(config, name)
+  if reads(config) == 'captions' and words is not None:
+    return pairs.PairPreprocess(image, words, config.data.text.templates)
+  if reads(config) == 'views':
+    key = f'config.data.{name}.second_view'
+    second = config.data[name].second_view or image.text
+    second = parse_preprocess(second, key, fixed=name == 'test')
+    return views.TwoViews(image, second)
+  return image
+
+
+def open_preprocess(config: Any, name: str) -> preprocess.Preprocess:
+  """Reads how training or test images are prepared."""
+  return parse_preprocess(
+    config.data[name].preprocess,
+    f'config.data.{name}.preprocess',
+    fixed=name == 'test',
+  )
+
+
+def parse_preprocess(
+  text: str, where: str, fixed: bool
+) -> preprocess.Preprocess:
+  """Reads how images are prepared for a model.
+
+  Args:
+    text: see `vit_jax.data.preprocess`.
+    where: it stands, for messages.
+    fixed: whether it must not be random.
+
+  Raises:
+    ConfigError: it is not understood, leaves bytes, or is random.
+  """
+  try:
+    result = preprocess.parse(text)
+  except ValueError as error:
+    raise ConfigError(f'{where}: {error}') from error
+  if not result.leaves_floats:
+    raise ConfigError(
+      f'{where} {text!r} leaves bytes, 0 to 255, but a model takes floats. '
+      "Add '|value_range(-1, 1)'."
+    )
+  if fixed and not result.deterministic:
+    raise ConfigError(
+      f'{where} {text!r} is random; evaluation must not be. Use for example '
+      "'resize_small(256)|central_crop(224)|value_range(-1, 1)'."
+    )
+  return result

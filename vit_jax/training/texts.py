@@ -1,0 +1,103 @@
+"""What a configuration says about texts, `config.data.text`, opened."""
+
+import itertools
+from typing import Any
+
+from vit_jax.config import ConfigError
+from vit_jax.data import caption_filter, captions, tokenizer, unique_order
+from vit_jax.training import schema
+
+# Records whose captions a tokenizer is made from, where none is given.
+_MEASURED = 20_000
+# More records than this are never looked at one by one.
+_COUNTABLE = 50_000_000
+
+
+def open_source(section: Any, where: str) -> captions.CaptionSource:
+  """Opens a source of captions; those that the rules refuse are left out.
+
+  Args:
+    section: `config.data.train` or `config.data.test`, and `config.data.text`.
+    where: it stands, for messages.
+
+  Raises:
+    ConfigError: it is not there, or malformed, or no record passes.
+  """
+  try:
+    return captions.open_source(section.source, section.split)
+  except (ValueError, OSError) as error:
+    raise ConfigError(f'{where}: {error}') from error
+
+
+def filtered(source: captions.CaptionSource, text: Any) -> Any:
+  """Leaves out the records that `config.data.text` refuses.
+
+  Raises:
+    ConfigError: a rule is malformed, no record passes, or there is no end.
+  """
+  keys = ('characters', 'latin', 'without', 'aspect')
+  try:
+    rules = caption_filter.Rules(**{key: text[key] for key in keys})
+    if rules == caption_filter.Rules():
+      return source
+    _check_countable(source, 'the rules')
+    return caption_filter.FilteredSource(source, rules)
+  except ValueError as error:
+    raise ConfigError(f'config.data.text: {error}') from error
+
+
+def order(
+  source: captions.CaptionSource, config: Any
+) -> unique_order.UniqueOrder | None:
+  """Returns the order of `config.data.text.unique`; None where it is off."""
+  if not config.data.text.unique:
+    return None
+  _check_countable(source, 'unique')
+  try:
+    return unique_order.UniqueOrder(
+      unique_order.identities(source), config.batch_size, config.seed
+    )
+  except ValueError as error:
+    raise ConfigError(f'config.data.text.unique: {error}.') from error
+
+
+def _check_countable(source: captions.CaptionSource, why: str) -> None:
+  if len(source) > _COUNTABLE:
+    raise ConfigError(
+      f'config.data.text: {why} would need a look at {len(source):,} records, '
+      'which has no end. Leave it out, or name a part of them, such as '
+      "config.data.train.split='train[:100000]'."
+    )
+
+
+def open_tokenizer(
+  config: Any, source: captions.CaptionSource | None
+) -> tokenizer.Tokenizer:
+  """Reads the tokenizer, or makes one from the captions of training.
+
+  Args:
+    config: complete.
+    source: of captions; None where the configuration names the tokenizer.
+
+  Raises:
+    ConfigError: there is none, or it has not the vocabulary of the model.
+  """
+  size, length = schema.text_sizes(config.model)
+  path = config.data.text.tokenizer
+  try:
+    if path:
+      merges = tokenizer.read_merges(tokenizer.packaged(path) or path)
+    else:
+      numbers = range(min(_MEASURED, len(source)))
+      texts = itertools.chain.from_iterable(map(source.captions, numbers))
+      merges = tokenizer.train_merges(texts, size)
+    result = tokenizer.Tokenizer(merges, length)
+  except (ValueError, OSError) as error:
+    raise ConfigError(f'config.data.text.tokenizer: {error}') from error
+  if result.size != size:
+    made = f'{path} has' if path else 'The captions of training give'
+    raise ConfigError(
+      f'{made} {result.size} tokens, but the vocabulary of config.model is '
+      f'{size}: make it {result.size}.'
+    )
+  return result
