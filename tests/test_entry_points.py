@@ -168,7 +168,8 @@ def test_evaluate_splits_parameters_as_asked(workdir):
 def test_parameters_that_do_not_fit_are_named(workdir, monkeypatch):
   params, others, meta, step = saved.read_variables(workdir)
   del params['head']
-  monkeypatch.setattr(saved, 'read_variables', lambda *_: (params, others, meta, step))
+  broken = (params, others, meta, step)
+  monkeypatch.setattr(saved, 'read_variables', lambda *_: broken)
   with pytest.raises(config.ConfigError, match='head/kernel: expected'):
     trained.load(workdir)
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   )
   known, overrides = command_line.split(options, arguments)
   if known.top is not None and known.top < 1:
-    raise ConfigError(f'--top={known.top} shows nothing: use 1 or more.')
+    raise ConfigError(f'--top={known.top} prints nothing: use 1 or more.')
   if known.search and known.labels:
     raise ConfigError('Give --labels or --search, not both.')
   paths = list(_files([*known.files, *(known.images or ())]))

@@ -380,6 +380,31 @@ def test_what_is_dropped_is_dropped_once_and_the_rest_scaled_up(field):
   assert abs(dropped.mean() - 0.5) < 0.2
 
 
+@pytest.mark.parametrize('pooling', ['token', 'gap'])
+def test_patch_embeddings_can_be_corrupted_before_positions_join(pooling):
+  model = small(pooling=pooling, depth=1)
+  x = image()
+  params = initialised(model, x)
+
+  @jax.jit
+  def tokens(factor):
+    _, out = model.apply(
+      {'params': params}, x, corrupt=lambda patches: factor * patches
+    )
+    return out['patches'].reshape(3, 16, 32), out['tokens']
+
+  patches, plain = tokens(1.0)
+  same, doubled = tokens(2.0)
+  np.testing.assert_array_equal(same, patches)
+  np.testing.assert_allclose(
+    doubled[:, -16:] - plain[:, -16:], patches, atol=1e-5
+  )
+  # The class token has no patch.
+  np.testing.assert_array_equal(doubled[:, :-16], plain[:, :-16])
+  _, out = jax.jit(model.apply)({'params': params}, x)
+  np.testing.assert_allclose(out['tokens'], plain, atol=1e-5)
+
+
 def test_input_that_does_not_fit_is_refused_with_what_to_do():
   with pytest.raises(ValueError, match='8x8 pixels do not divide .* 30x32'):
     shapes(small(), (30, 32))

@@ -11,7 +11,6 @@ import numpy as np
 
 from vit_jax.data import caption_filter, captions
 
-
 # Records whose fields are looked at, at most.
 _MOST = 10_000_000
 

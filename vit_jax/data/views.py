@@ -8,7 +8,7 @@ from vit_jax.data import preprocess as preprocess_lib
 
 
 class TwoViews:
-  """Turns a record into two examples of the same image; picklable.
+  """Turns a record into an example with two images of it; picklable.
 
   Attributes:
     first: What is done for the first view.
@@ -28,11 +28,9 @@ class TwoViews:
   def __call__(
     self, record: dict[str, Any], rng: np.random.Generator | None = None
   ) -> dict[str, np.ndarray]:
-    """Returns 'image' and 'view' of a record; see `Preprocess`."""
-    return {
-      'image': self.first(record, rng)['image'],
-      'view': self.second(record, rng)['image'],
-    }
+    """Returns 'image' and 'view', and what else `Preprocess` gives."""
+    view = self.second(record, rng)['image']
+    return {**self.first(record, rng), 'view': view}
 
   def __reduce__(self):
     return TwoViews, (self.first, self.second)

@@ -19,8 +19,7 @@ def make_summed(task: Any) -> Callable[[Any, Mapping], Sums]:
 
   @jax.jit
   def summed(variables, batch):
-    batch = dict(batch)
-    mask = batch.pop('mask')
+    mask = batch['mask']
     # A padded example may give anything, also NaN, which times 0 is NaN.
     sums = {
       name: jnp.where(mask > 0, values, 0).sum()

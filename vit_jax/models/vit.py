@@ -8,6 +8,7 @@ and a linear head reads the class from the pooled result. In a hybrid
 
 import functools
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -219,7 +220,11 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: Array, *, train: bool = False
+    self,
+    image: Array,
+    *,
+    train: bool = False,
+    corrupt: Callable[[Array], Array] | None = None,
   ) -> tuple[Array, dict[str, Any]]:
     """Classifies images.
 
@@ -227,6 +232,8 @@ class ViT(nn.Module):
       image: [batch, height, width, channels], usually in [-1, 1].
       train: whether dropout and stochastic depth act (they need the random
         stream `dropout`).
+      corrupt: changes the patch embeddings [batch, patches, width] before
+        class token and positions join them; None leaves them as they are.
 
     Returns:
       Logits [batch, num_classes] ([batch, patches, num_classes] without
@@ -255,6 +262,8 @@ class ViT(nn.Module):
     out['patches'] = x
     grid = x.shape[1:3]
     x = layers.constrain(x.reshape(batch, -1, width), layers.BATCH)
+    if corrupt:
+      x = corrupt(x)
     if self.pooling == 'token':
       init = nn.initializers.zeros
       if self.kernel_init == 'scaled':

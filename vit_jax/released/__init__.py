@@ -1,9 +1,10 @@
 """Released checkpoints, in and out: names to names, in NumPy.
 
 One file a family: `google_vit`, `bit`, `mixer` and `big_vision_clip` for the
-.npz files of google-research, `openai_clip` for OpenAI's, `huggingface_vit` and
-`huggingface_clip` for those of transformers. Each can find its models in a
-file, and read and write them; nothing here runs code from a file.
+.npz files of google-research, `openai_clip` and `openai_dvae` for OpenAI's,
+`huggingface_vit` and `huggingface_clip` for those of transformers. Each can
+find its models in a file, and read and write them; nothing here runs code from
+a file.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from vit_jax.released import (
   huggingface_vit,
   mixer,
   openai_clip,
+  openai_dvae,
   shapes,
   torchscript,
 )
@@ -39,7 +41,9 @@ __all__ = [
 
 # Two towers have the tensors of a ViT, and a hybrid has those of a ResNet, so
 # they come first.
-_FAMILIES = (openai_clip, big_vision_clip, google_vit, mixer, bit)
+_FAMILIES = (
+  openai_clip, openai_dvae, big_vision_clip, google_vit, mixer, bit,
+)  # fmt: skip
 # What writes an .npz file, by dialect and the name of the model.
 _NPZ = {
   'google': {'vit': google_vit},
@@ -81,10 +85,13 @@ def _tensors_and_told(
     found, classes = torchscript.read(path)
     quick = classes & {'QuickGELU', 'GELU'} == {'QuickGELU'}
     return found, {'activation': 'quick_gelu'} if quick else {}
+  if parts := openai_dvae.files(path):
+    return openai_dvae.joined(parts, tensors), {}
   if path.is_dir():
     raise ReleasedError(
       f'There is no released checkpoint in the folder {path}: expected '
-      f'{huggingface.WEIGHTS} and {huggingface.CONFIG}.'
+      f"{huggingface.WEIGHTS} and {huggingface.CONFIG}, or DALL-E's encoder.* "
+      'and decoder.*, which are .safetensors, .npz or .pkl.'
     )
   return archive.read_npz(path), {}
 
@@ -95,12 +102,12 @@ def read(
   grid: tuple[int, int] | None = None,
   told: Mapping[str, Any] | None = None,
 ) -> Released:
-  """Reads a released checkpoint of a ViT, hybrid, ResNet, Mixer or CLIP.
+  """Reads a released checkpoint of a ViT, hybrid, ResNet, Mixer, CLIP or dVAE.
 
   Args:
     path: an .npz file, a .safetensors file, a folder of transformers with
-      config.json and model.safetensors (or the latter itself), or a .pt
-      archive of OpenAI's CLIP.
+      config.json and model.safetensors (or the latter itself), a .pt archive
+      of OpenAI's CLIP, or a folder with DALL-E's encoder and decoder.
     grid: rows and columns of patches, where the tensors do not tell: without
       it, position embeddings are taken to be of a square grid.
     told: what the tensors of OpenAI's CLIP do not say, where the file does not
@@ -118,7 +125,8 @@ def read(
   is_openai = any(map(pattern.match, found))
   try:
     _check_told(told or {}, is_openai)
-    if huggingface.is_one(path) and not is_openai:
+    is_dvae = any(re.match(openai_dvae.BEGINNING, name) for name in found)
+    if huggingface.is_one(path) and not is_openai and not is_dvae:
       if huggingface.model_type(path) == huggingface_clip.MODEL_TYPE:
         return huggingface_clip.read(path, found, grid)
       return huggingface_vit.read(path, found, grid)
@@ -182,8 +190,8 @@ def _family(names: Iterable[str]) -> tuple[Any, str]:
       return family, prefixes.pop()
   raise ReleasedError(
     'no model that is known here. Its names are not those of a ViT, a hybrid, '
-    'a ResNet, a Mixer or two towers of google-research, or of a CLIP of '
-    f'OpenAI: {_listed(names)}.'
+    'a ResNet, a Mixer or two towers of google-research, or of a CLIP or a '
+    f'discrete VAE of OpenAI: {_listed(names)}.'
   )
 
 
@@ -229,7 +237,8 @@ def of_parameters(
     sizes = clip_shapes.sizes(model, image)
   else:
     image = sizes = _sizes(params, model)
-  stride = shapes.stride(image)
+  is_dvae = model['name'] == 'discrete_vae'
+  stride = (openai_dvae if is_dvae else shapes).stride(image)
   return describe(
     'vit_jax',
     sizes,
@@ -268,6 +277,8 @@ def _sizes(
     return shapes.mixer_sizes(shape_of, shapes.count(r'block_\d+/', params))
   if model['name'] == 'resnet':
     return shapes.resnet_sizes(shape_of, stages, model['form'])
+  if model['name'] == 'discrete_vae':
+    return openai_dvae.fields(model)
   if model['name'] == 'modified_resnet':
     names = ('name', 'stages', 'width', 'num_heads')
     return {name: model[name] for name in names}
@@ -322,8 +333,10 @@ def write(
     family = huggingface_clip if name == 'clip' else huggingface_vit
     return family.write(path, released, overwrite)
   if dialect == 'openai':
-    openai_clip.write(path, released, overwrite)
-    return ('Not in it: the tokenizer and how images are prepared.',)
+    is_dvae = name == 'discrete_vae'
+    (openai_dvae if is_dvae else openai_clip).write(path, released, overwrite)
+    tokenizer = '' if is_dvae else 'the tokenizer and '
+    return (f'Not in it: {tokenizer}how images are prepared.',)
   families = _NPZ[dialect]
   if name not in families:
     known = ', '.join(d for d in _NPZ if name in _NPZ[d])

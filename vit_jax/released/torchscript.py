@@ -35,6 +35,8 @@ _DTYPES = {
   'torch LongStorage': np.dtype('<i8'),
   'torch ShortStorage': np.dtype('<i2'),
 }
+# Classes of modules: what they hold is read, nothing of them is looked up.
+_MODULES = re.compile(r'__torch__[. ].*|(?:dall_e|torch\.nn\.modules)\.\w+ \w+')
 _MOST_TENSORS = 100_000
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _LITERALS = (
@@ -53,11 +55,11 @@ class _Name(NamedTuple):
 
 def is_one(path: pathlib.Path) -> bool:
   """Whether a file is of this kind, by its name."""
-  return path.suffix in ('.pt', '.pth')
+  return path.suffix in ('.pkl', '.pt', '.pth')
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], set[str]]:
-  """Returns the tensors of a state dict, or of a TorchScript module.
+  """Returns the tensors of a state dict, a TorchScript module or DALL-E's.
 
   Returns:
     Arrays by name, whose parts dots join, and the names of all classes that
@@ -205,9 +207,12 @@ class _Reader:
     if name and name.startswith('torch.jit._pickle '):
       return arguments[0]
     # A class of the archive: its attributes are what matters.
-    is_module = name and re.match(r'__torch__[. ]', name)
+    is_module = name and _MODULES.fullmatch(name)
     if (is_module or name == 'collections OrderedDict') and arguments == ():
       return {}
+    # Attributes of a module that say nothing of its tensors.
+    if name in ('torch device', '__builtin__ set', 'builtins set'):
+      return None
     raise ReleasedError(
       f'it asks to call {name or called!r}, which could run any code, so it is '
       'refused.'

@@ -101,6 +101,16 @@ def check_accumulation(config: Any, task: Any, variables: Any) -> None:
     )
 
 
+def check_views(config: Any, batch: Iterable[str]) -> None:
+  """Raises ConfigError for a second view that the task does not look at."""
+  for name in ('train', 'test'):
+    if config.data[name].second_view and 'view' not in batch:
+      raise ConfigError(
+        f'config.data.{name}.second_view is set, but {config.task.name} looks '
+        'at one view of an image: leave it out.'
+      )
+
+
 def check_best(best: str, metrics: Iterable[str]) -> None:
   """Raises ConfigError if `config.checkpoint.best` is never measured."""
   known = [f'test/{name}' for name in metrics]

@@ -1,5 +1,6 @@
 """Where parameters start: fresh, from another run, or a released checkpoint."""
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vit_jax.config import ConfigError
+from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.models import position
 from vit_jax.training import build, rules, saved, whole_files
 from vit_jax.training import frozen as frozen_lib
@@ -19,6 +20,10 @@ from vit_jax.training.run import Run
 from vit_jax.training.state import State
 
 Grid = tuple[int, int]
+
+
+# Parameters with the same fate that are named, at most.
+_NAMED = 6
 
 
 @dataclasses.dataclass
@@ -56,9 +61,24 @@ class Origin:
     lines += [
       f'  resized   {name}: {how}' for name, how in self.resized.items()
     ]
-    lines += [f'  fresh     {name}: {why}' for name, why in self.fresh.items()]
-    lines += [f'  left out  {name}' for name in self.left_out]
+    lines += [f'  fresh     {line}' for line in _shortened(self.fresh)]
+    left_out = dict.fromkeys(self.left_out, '')
+    lines += [f'  left out  {line}' for line in _shortened(left_out)]
     return lines
+
+
+def _shortened(reasons: Mapping[str, str]) -> list[str]:
+  """Returns a line a parameter, or one for many that begin and end alike."""
+  groups = collections.defaultdict(list)
+  for path, why in reasons.items():
+    groups[path.partition('/')[0], why].append(path)
+  lines = []
+  for (top, why), paths in groups.items():
+    names = paths
+    if len(paths) > _NAMED:
+      names = [f'{top}/... ({len(paths)} parameters)']
+    lines += [f'{name}: {why}' if why else name for name in names]
+  return lines
 
 
 def initial_state(run: Run) -> tuple[State, Origin | None]:
@@ -98,7 +118,7 @@ def _fit(run: Run, found: saved.Saved, origin: Origin) -> dict[str, np.ndarray]:
     ConfigError: something does not fit that `config.init.fresh` does not name.
   """
   init = run.config.init
-  params = _unstacked(rules.by_path(found.params))
+  params = _part(init, _unstacked(rules.by_path(found.params)))
   wanted = {
     part: shape if part == path else shape[1:]
     for path, shape in rules.shapes_by_path(run.state.params).items()
@@ -115,7 +135,11 @@ def _fit(run: Run, found: saved.Saved, origin: Origin) -> dict[str, np.ndarray]:
       why_fresh[path] = 'named by config.init.fresh'
   grids = _grid(run.task), _grid(_task_of(found))
   for path in sorted(params.keys() & wanted.keys() - why_fresh.keys()):
-    if path.endswith('position/embedding') and grids[0] != grids[1]:
+    # Words have positions too, but no grid.
+    of_image = not path.startswith('text/')
+    if (
+      path.endswith('position/embedding') and of_image and grids[0] != grids[1]
+    ):
       old, new = grids[1], grids[0]
       params[path] = position.resize(params[path], old, new, init.resize)
       origin.resized[path] = f'{old[0]}x{old[1]} to {new[0]}x{new[1]} patches'
@@ -142,8 +166,15 @@ def _why_fresh(
 ) -> dict[str, str]:
   """Returns the parameters that say other classes, and why they start fresh."""
   result = {}
+  heads = f'{run.config.init.into}/'.lstrip('/')
+  besides = {}
   for path in {*wanted, *params}:
-    if path.startswith('pre_logits/') and path not in wanted:
+    if not path.startswith(heads):
+      besides[path] = f'not of {run.config.init.into}'
+    elif path.startswith('task/'):
+      besides[path] = 'of the task, not of the model'
+  for path in {*wanted, *params}:
+    if path.startswith(f'{heads}pre_logits/') and path not in wanted:
       # As the released code does, whose fine-tuned models have none.
       result[path] = 'this model has no such layer'
   had, has = found.known.class_names, run.inputs.known.class_names
@@ -154,10 +185,27 @@ def _why_fresh(
   elif found.names_known and had != tuple(has):
     why = 'other classes'
   else:
-    return result
-  for path in wanted:
-    if path.startswith('head/'):
+    return {**besides, **result}
+  for path in {*wanted, *params}:
+    if path.startswith(f'{heads}head/'):
       result[path] = why
+  return {**besides, **result}
+
+
+def _part(init: Any, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the parameters of `init.part`, by their paths in this model."""
+  part, into = (f'{x}/'.lstrip('/') for x in (init.part, init.into))
+  result = {
+    into + path.removeprefix(part): value
+    for path, value in params.items()
+    if path.startswith(part)
+  }
+  if not result:
+    tops = sorted({path.partition('/')[0] for path in params})
+    raise ConfigError(
+      f'config.init.part is {init.part!r}, but {init.path} has no such part.'
+      f'{did_you_mean(init.part, tops)}'
+    )
   return result
 
 
@@ -171,7 +219,7 @@ def _grid(task: Any) -> Grid | None:
   key = jax.eval_shape(lambda: jax.random.key(0))
   image = task.batch_spec(1)['image']
   variables = jax.eval_shape(task.init, key)
-  _, intermediates = jax.eval_shape(task.model.apply, variables, image)
+  intermediates = jax.eval_shape(task.intermediates, variables, image)
   patches = intermediates.get('patches')
   return None if patches is None else tuple(patches.shape[1:3])
 

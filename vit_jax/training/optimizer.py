@@ -52,7 +52,7 @@ def adamw(
   epsilon: float = 1e-8,
   moment_dtype: MomentDtype = 'float32',
 ) -> optax.GradientTransformation:
-  """Adam; its weight decay is decoupled like everybody's here.
+  """Adam; its weight decay is decoupled, as that of most here is.
 
   Kingma & Ba, arXiv:1412.6980; Loshchilov & Hutter, arXiv:1711.05101. Only
   the first moment is stored as `moment_dtype`: the second needs its range.
@@ -163,12 +163,52 @@ def _matrix_axes(path: str, kernel: Any) -> Any:
   return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
 
+def lars(
+  *,
+  momentum: float = 0.9,
+  trust_coefficient: float = 1e-3,
+  adapted: tuple = ('.*/kernel',),
+  moment_dtype: MomentDtype = 'float32',
+) -> optax.GradientTransformation:
+  """Momentum with updates as long as the weights they change, for huge batches.
+
+  You et al., arXiv:1708.03888, algorithm 1, in the form that BYOL has
+  (arXiv:2006.07733, appendix C): weight decay is part of the gradient, see
+  `make`. The schedule acts on the momentum, not on what goes into it.
+
+  Args:
+    momentum: decay of the sum of updates.
+    trust_coefficient: length of an update, in lengths of the weight.
+    adapted: regular expressions of the parameters whose updates are made that
+      long; those of others stay as they are.
+    moment_dtype: of the momentum.
+  """
+  chosen = tuple((pattern, True) for pattern in adapted)
+
+  def is_adapted(params):
+    return rules.map_by_path(
+      lambda path, _: rules.first_match(chosen, path, False), params
+    )
+
+  return optax.chain(
+    optax.masked(
+      optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient),
+      is_adapted,
+    ),
+    optax.trace(momentum, accumulator_dtype=moment_dtype),
+  )
+
+
 OPTIMIZERS = {
   'adafactor': adafactor,
   'adamw': adamw,
+  'lars': lars,
   'muon': muon,
   'sgd': sgd,
 }
+# Whose weight decay is a part of the gradient. That of the others is decoupled:
+# it comes after them, so that they do not change its length.
+_DECAY_IN_GRADIENT = ('lars',)
 
 
 def decay_times_learning_rate(settings: Any) -> float:
@@ -181,6 +221,13 @@ def decay_times_learning_rate(settings: Any) -> float:
 def check(settings: Any, params: Any) -> None:
   """Raises ConfigError for rules that cannot be meant."""
   paths = rules.by_path(params)
+  independent = settings.weight_decay_convention == 'independent'
+  if settings.name in _DECAY_IN_GRADIENT and independent:
+    raise ConfigError(
+      "config.optimizer.weight_decay_convention is 'independent', but the "
+      f'weight decay of {settings.name} is a part of the gradient: leave it '
+      "'times_learning_rate'."
+    )
   for name in ('learning_rate_rules', 'weight_decay_rules'):
     where, pairs = f'config.optimizer.{name}', getattr(settings, name)
     rules.check(pairs, paths, where)
@@ -227,12 +274,15 @@ def make(settings: Any, schedule, params: Any) -> optax.GradientTransformation:
     factor = rules.first_match(settings.learning_rate_rules, path, 1.0)
     return update * factor
 
-  steps = [OPTIMIZERS[settings.name](**own)]
+  steps, changes = [], []
   if settings.clip_norm:
-    steps.insert(0, optax.clip_by_global_norm(settings.clip_norm))
-  changes = []
-  if decay:
-    changes.append(functools.partial(rules.map_by_path, decayed))
+    steps.append(optax.clip_by_global_norm(settings.clip_norm))
+  add_decay = functools.partial(rules.map_by_path, decayed)
+  if decay and settings.name in _DECAY_IN_GRADIENT:
+    steps.append(optax.stateless(add_decay))
+  elif decay:
+    changes.append(add_decay)
+  steps.append(OPTIMIZERS[settings.name](**own))
   if settings.learning_rate_rules:
     changes.append(
       lambda updates, params: rules.map_by_path(at_own_rate, updates)

@@ -57,9 +57,10 @@ def open_transform(
   image = open_preprocess(config, name)
   if reads(config) == 'captions' and words is not None:
     return pairs.PairPreprocess(image, words, config.data.text.templates)
-  if reads(config) == 'views':
+  second = config.data[name].second_view
+  if reads(config) == 'views' or second:
     key = f'config.data.{name}.second_view'
-    second = config.data[name].second_view or image.text
+    second = second or image.text
     second = parse_preprocess(second, key, fixed=name == 'test')
     return views.TwoViews(image, second)
   return image

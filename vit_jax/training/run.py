@@ -170,6 +170,7 @@ def prepare(
   key = jax.eval_shape(lambda: state_lib.random_key(config.seed))
   variables = build.abstract_variables(task, mesh, key)
   checks.check_accumulation(config, task, variables)
+  checks.check_views(config, inputs.names)
   params = variables['params']
   optimizer_lib.check(config.optimizer, params)
   optimizer = optimizer_lib.make(config.optimizer, schedule, params)

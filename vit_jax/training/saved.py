@@ -20,7 +20,8 @@ from vit_jax.training.checkpoint import Checkpoints
 # of no use any more.
 _MAY_CHANGE = (
   'batch_size', 'data.classes', 'data.max_broken', 'data.test.',
-  'data.text.templates', 'data.workers', 'eval.batch_size', 'mesh.', 'precision.',
+  'data.text.templates', 'data.workers', 'eval.batch_size', 'mesh.',
+  'precision.',
 )  # fmt: skip
 # How images are prepared for a model that takes any number of patches, unless
 # a person says otherwise.

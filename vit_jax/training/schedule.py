@@ -46,13 +46,17 @@ def cosine(
   *,
   warmup: Duration = '0steps',
   final: float = 0.0,
+  over: Duration = '100%',
 ) -> Schedule:
-  """Falls to `final` times the peak along half a cosine (arXiv:1608.03983)."""
+  """Falls to `final` times the peak along half a cosine (arXiv:1608.03983).
+
+  It is there after `over`, and stays.
+  """
 
   def decay(progress, after):
     return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
-  return _warmed_up(decay, to_steps(warmup), total)
+  return _warmed_up(decay, to_steps(warmup), to_steps(over))
 
 
 def linear(

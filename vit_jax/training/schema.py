@@ -10,18 +10,35 @@ from typing import Any, Literal
 
 from vit_jax.config import Duration, Field, OneOf, fields_of
 from vit_jax.evaluation import few_shot
-from vit_jax.models import clip
+from vit_jax.models import clip, discrete_vae
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.vit import ViT
+from vit_jax.tasks.byol import BYOL
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.contrastive import Contrastive
+from vit_jax.tasks.discrete_vae import DiscreteVae
+from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.masked_patches import MaskedPatches
 from vit_jax.training import mesh, optimizer, schedule
 
 # Each makes a model; for most it is the module itself.
-MODELS = {'clip': clip.make, 'mixer': Mixer, 'resnet': ResNet, 'vit': ViT}
-TASKS = {'classification': Classification, 'contrastive': Contrastive}
+MODELS = {
+  'clip': clip.make,
+  'discrete_vae': discrete_vae.DiscreteVae,
+  'mixer': Mixer,
+  'resnet': ResNet,
+  'vit': ViT,
+}
+TASKS = {
+  'byol': BYOL,
+  'classification': Classification,
+  'contrastive': Contrastive,
+  'discrete_vae': DiscreteVae,
+  'distillation': Distillation,
+  'masked_patches': MaskedPatches,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +137,10 @@ class Init:
   # Regular expressions of parameters that start fresh all the same, or that
   # are there but not wanted.
   fresh: tuple = ()
+  # Only this part of it, such as 'image' of a CLIP; '' for all.
+  part: str = ''
+  # Where in this model that goes, such as 'image' of a CLIP; '' for the top.
+  into: str = ''
   # Rows and columns of its position embeddings, where it does not tell.
   grid: tuple = ()
   # How position embeddings are made to fit other rows and columns: as the

@@ -109,7 +109,8 @@ def _check_fit(variables: Mapping, task: Any, mesh: Mesh) -> None:
   key = jax.eval_shape(lambda: state_lib.random_key(0))
   wrong = rules.misfits(
     rules.shapes_by_path(build.abstract_variables(task, mesh, key)),
-    rules.shapes_by_path(variables),
+    # A teacher comes from the checkpoint alone.
+    rules.shapes_by_path({k: v for k, v in variables.items() if k != 'frozen'}),
   )
   if wrong:
     raise ConfigError(

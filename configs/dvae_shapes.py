@@ -1,0 +1,70 @@
+r"""A small discrete VAE on drawn shapes: 32x32 pixels to 8x8 codes.
+
+Scenes such as 'a small red circle at the top left' are drawn as they are
+needed, so nothing is downloaded. The first stage of configs/dalle_shapes.py.
+
+  python -m vit_jax.train --config=configs/dvae_shapes.py \
+    --workdir=runs/dvae_shapes
+
+What keeps the codebook from collapsing: white is 0 to the encoder, so that
+codes follow what things look like from the start; the weight of the KL
+divergence begins high and falls, so that no code is sure before the decoder
+tells codes apart; and the temperature falls more slowly than it. With the
+released initialisation, white at 0.9 and the paper's weight from 0, one to
+seven codes are left after 300 steps.
+
+Expected: size, colour, shape and place are all read back from 93 % of the
+reconstructions of 256 scenes like those of training, and from 88 % of the 144
+test scenes, whose pairs of colour and shape are never trained on (one run,
+seed 0, cut off at 90 % of its steps; by the nearest of all drawings).
+Cost: 0.05 GFLOP an image in training; 0.045 seconds of one core a step.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the configuration."""
+  source = 'shapes:pixels=32'
+  return ConfigDict(
+    dict(
+      task=dict(
+        name='discrete_vae',
+        temperature='1 -> 1/16 over 85%',
+        # Not from 0, as on photographs: most patches are white, and the
+        # first code that says so would be all that is used.
+        kl_weight='10 -> 0.5 over 40% exponential',
+        # By the paper's likelihood things are outliers on a background.
+        likelihood='logit_normal',
+      ),
+      model=dict(
+        name='discrete_vae',
+        # A code for 4 x 4 pixels, and nothing that is computed for a pixel.
+        patch_size=4,
+        groups=1,
+        stem_size=3,
+        width=64,
+        code_width=64,
+        vocabulary_size=256,
+        pixel_mean=0.9,
+        pixel_std=0.3,
+        codebook_std=1.0,
+      ),
+      data=dict(
+        train=dict(
+          source=source, split='train', preprocess='value_range(0, 1)'
+        ),
+        test=dict(source=source, split='test', preprocess='value_range(0, 1)'),
+      ),
+      # Small: the number of updates counts most.
+      batch_size=32,
+      total='6000steps',
+      optimizer=dict(
+        name='adamw', learning_rate=2e-3, weight_decay=1e-4, clip_norm=1.0
+      ),
+      schedule=dict(name='cosine', warmup='5%', final=0.01),
+      eval=dict(every='1000steps'),
+      checkpoint=dict(every='2000steps'),
+      log_every='100steps',
+    )
+  )
