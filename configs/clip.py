@@ -7,10 +7,11 @@ Radford et al., arXiv:2103.00020, tables 18 to 20. The argument is the model.
     --config.data.test.source='captions:/data/coco/captions_val2017.jsonl'
 
 The 400 million pairs of the paper were never published; sources of pairs are
-in `vit_jax/data/captions.py`. Expected with those, top-1 on ImageNet by the 80
-templates, in per cent (the paper's tables 10 and 11, as of the released
-models): RN50 59.6, RN101 62.2, RN50x4 65.8, RN50x16 70.5, RN50x64 73.6,
-ViT-B/32 63.2, ViT-B/16 68.6, ViT-L/14 75.3, ViT-L/14@336 76.2.
+in `vit_jax/data/captions.py`.
+
+Expected with those, top-1 on ImageNet by the 80 templates, in per cent (of the
+released models; from memory): RN50 59.6, RN101 62.2, RN50x4 65.8, RN50x16 70.5,
+RN50x64 73.6, ViT-B/32 63.2, ViT-B/16 68.6, ViT-L/14 75.3, ViT-L/14@336 76.2.
 
 A batch of 32,768 on the 32 cores of a v3-32 is 1,024 pairs a core. All their
 similarities are 1,024 x 32,768 float32 = 128 MiB a core, and `task.ring=True`
@@ -23,6 +24,9 @@ such parts, the mesh `data` alone: 8.7 GiB a core, 2.26 s a step, 10 days, 327
 TPU-core-days.
 
 ViT-L/14@336 goes on from ViT-L/14 for one epoch: --config.init=runs/l14.
+
+Cost by formula (3 forward passes a pair), in GFLOP: ViT-B/32 43, RN50 53;
+`--check` prints the others'.
 """
 
 from ml_collections import ConfigDict

@@ -11,6 +11,12 @@ and, on names that it has not seen either,
 
   python -m vit_jax.evaluate --workdir=runs/emoji --tasks=retrieval \
     --captions=first --config.data.test.split=test
+
+Expected, of 1,500 drawings in the style that was never seen, by their names:
+the right name first 34 %, among ten 71 %; the right drawing first 37 %, among
+ten 72 %. Of 86 whose names were never seen either: 14 and 49 %, 14 and 50 %
+(one run, seed 0).
+Cost: 0.4 GFLOP a pair; 48 minutes of one core, or about 25 on two.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +27,10 @@ AUGMENT = (
 )
 
 
-def get_config(path='emoji64.tar.gz'):
+VARIANTS = ('emoji64.tar.gz',)
+
+
+def get_config(path: str = VARIANTS[0]) -> ConfigDict:
   """Returns the configuration for the data in a .tar or a folder."""
   config = ConfigDict()
   # A name comes once a batch, but for names that differ in case alone.

@@ -5,17 +5,24 @@ needed, so nothing has to be downloaded, and some combinations of colour and
 shape are only in the test set.
 
   python -m vit_jax.train --config=configs/clip_shapes.py --workdir=runs/clip
+
+Expected: EXPECTED
+Cost: 0.14 GFLOP a pair; COST
 """
 
 from ml_collections import ConfigDict
 
+VARIANTS = ('1', '2')
 
-def get_config(objects='1'):
+
+def get_config(objects: str = '1') -> ConfigDict:
   """Returns the configuration.
 
   Args:
     objects: things in a scene, '1' or '2'.
   """
+  if objects not in VARIANTS:
+    raise ValueError(f'{objects!r} is not one of {", ".join(VARIANTS)}')
   config = ConfigDict()
   config.task = dict(name='contrastive')
   config.model = dict(
@@ -40,6 +47,6 @@ def get_config(objects='1'):
     name='adamw', learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0
   )
   config.schedule = dict(name='cosine', warmup='100steps')
-  config.eval = dict(every='500steps')
+  config.eval = dict(every='500steps', retrieval='first')
   config.checkpoint = dict(every='500steps')
   return config

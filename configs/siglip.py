@@ -7,9 +7,12 @@ Zhai et al., arXiv:2303.15343. The argument is the image tower.
     --config.data.test.source='captions:/data/coco/captions_val2017.jsonl'
 
 The released models read texts by SentencePiece, which is not here; this one
-reads them as CLIP does. Expected of the paper's own, on WebLI (zero-shot top-1
-on ImageNet, from the model zoo of big_vision): B/16 76.0 at 224 pixels, L/16
-80.5 at 256.
+reads them as CLIP does.
+
+Expected of the paper's own, on WebLI (zero-shot top-1 on ImageNet, of the
+released models, from memory): B/16 76.0 at 224 pixels, L/16 80.5 at 256.
+Cost by formula (3 forward passes a pair), in GFLOP: S/16 36; `--check` prints
+the others'.
 
 A batch of 32,768 is all that helps (section 4.3). The similarities of a batch
 never exist at once: they pass around the devices in blocks of 512 rows.

@@ -15,11 +15,14 @@ google-research/vision_transformer issue 62), and after fine-tuning at 384 px
   B/16 74.79, 77.91    B/32 69.19, 73.38
   L/16 72.59, 76.53    L/32 66.90, 71.16
 
-On a v3-8, by its compiler (`python -m vit_jax.plan`): memory of a core, seconds
-a step and TPU-core-days.
+By the TPU's compiler (`python -m vit_jax.plan --topology=v3-8`): memory of a
+core, seconds a step and TPU-core-days. The mesh is `data` alone: every core
+holds the whole state.
 
-  B/16   7.8 GiB  1.75 s  15        B/32  15.0 GiB  0.47 s   4.0
-  L/16  14.5 GiB  5.63 s  48        L/32  15.0 GiB  1.47 s  12.6
+  v3-8   B/16   7.8 GiB  1.75 s  15        B/32  15.0 GiB  0.47 s   4.0
+         L/16  14.5 GiB  5.63 s  48        L/32  15.0 GiB  1.47 s  12.6
+  v3-32  B/16   9.7 GiB  0.45 s  15        with optimizer.accumulate=2
+         L/16  14.1 GiB  1.44 s  50        with optimizer.accumulate=4
 
 Cost by formula (3 forward passes an image, 300 epochs), in exaFLOP: B/16 41,
 B/32 10, L/16 143, L/32 35. `--check` prints it an image.

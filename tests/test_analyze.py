@@ -80,7 +80,7 @@ def test_everything_that_a_model_has_on_one_page(photos, tmp_path):
     assert title == question.title and title in page
     assert ' '.join(reading.split()[:5]) in text and reading in page
     assert made_of.startswith(f'Made from {golden}')
-    assert ('with 3 images' in made_of) == bool(question.images)
+    assert ('with 3 images' in made_of) == bool(question.examples)
   maps = np.load(tmp_path / 'attention-map.npz')['maps']
   assert len(maps) == len([*(tmp_path / 'attention-map').iterdir()]) == 3
   np.testing.assert_allclose(maps.mean((1, 2)), 1, atol=1e-5)
@@ -184,6 +184,23 @@ VIT = ('attention-map', f'--checkpoint={GOLDENS / "vit_gap.npz"}')
     ((*VIT, '--out=x', '--images=nowhere'), 'nowhere: no such folder'),
     ((*VIT, '--out=x', '--number=0'), 'use 1 or more'),
     ((*VIT, '--out=x'), 'comes without data: name a folder of images'),
+    ((*VIT, '--out=x', '--tower=text'), 'sees images and nothing else'),
+    (('filters', '--out=x', '--tower=text'), 'A text tower has no filters'),
+    ((*VIT, '--out=x', '--texts=y'), '--texts needs --tower=text'),
+    (
+      (*VIT, '--out=x', '--tower=text', f'--images={TESTS}'),
+      'is not for --tower=text',
+    ),
+    (
+      (
+        'features',
+        f'--checkpoint={GOLDENS / "siglip.npz"}',
+        '--out=x',
+        '--tower=text',
+        '--config.data.text.tokenizer=',
+      ),
+      'has no tokenizer',
+    ),
   ],
 )
 def test_requests_that_cannot_work(arguments, message):

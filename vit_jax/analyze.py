@@ -18,7 +18,9 @@ to `--out=DIR` as PNG, with the numbers behind it and how to read it:
   all                 all of these that the model has
 
 Images are those of `--images=FOLDER`, or the test data of the run. `--html`
-binds all pictures in `--out` into one page.
+binds all pictures in `--out` into one page. A CLIP is asked about images unless
+`--tower=text` is given: then all but `filters` are of its text tower, distances
+are in tokens, and texts are those of `--texts=FILE`, or of the test data.
 
   study     a table and a plot of all runs below `--workdir=DIR`, against
             `--x=examples`, `--x=exaflops` or a key, `--x=config.KEY`; a line
@@ -30,13 +32,23 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 from rich.console import Console
 
 from vit_jax import command_line, config
-from vit_jax.analysis import compute, drawing, examples, page, study
-from vit_jax.analysis.pictures import QUESTIONS
+from vit_jax.analysis import (
+  compute,
+  drawing,
+  examples,
+  page,
+  pictures,
+  probe,
+  study,
+  text_examples,
+  text_pictures,
+)
 from vit_jax.training import run as run_lib
 from vit_jax.training import schema, trained
 
@@ -80,21 +92,29 @@ def _pictures(what: str, arguments: Sequence[str], console: Console) -> None:
   """Draws one picture, or all that the model has."""
   known, overrides = command_line.split(_parser(what), arguments)
   _check(known)
+  questions = QUESTIONS[known.tower]
+  if what not in (*questions, 'all'):
+    raise config.ConfigError(
+      f'A text tower has no {what}; it has {", ".join(questions)}.'
+    )
   model = command_line.open_model(known, overrides)
-  names = [*QUESTIONS] if what == 'all' else [what]
+  probe.tower(model, known.tower)  # Raises where there is none.
+  names = [*questions] if what == 'all' else [what]
+  number = known.number or max(questions[name].examples for name in names)
 
   def say(file: str, reason: str) -> None:
     _print(console, f'skipped, cannot be used: {file} ({reason})')
 
   @functools.cache
-  def images() -> examples.Examples:
-    number = known.number or max(QUESTIONS[name].images for name in names)
+  def given() -> examples.Examples | text_examples.Texts:
+    if known.tower == 'text':
+      return text_examples.read(model, known.texts, number)
     return examples.read(model, known.images, number, say)
 
   left_out = {}
   for name in names:
     try:
-      _draw(name, model, images, known, console)
+      _draw(name, model, given, known, console)
     except config.ConfigError as error:
       if what != 'all':
         raise
@@ -102,7 +122,15 @@ def _pictures(what: str, arguments: Sequence[str], console: Console) -> None:
   for name, error in left_out.items():
     _print(console, f'{name} is left out. {error}')
   if known.html:
-    _print(console, f'Written to {page.bind(known.out, QUESTIONS)}.')
+    files = [
+      _file(name, tower) for tower in QUESTIONS for name in QUESTIONS[tower]
+    ]
+    _print(console, f'Written to {page.bind(known.out, files)}.')
+
+
+def _file(name: str, tower: str) -> str:
+  """Returns how the files of an answer begin."""
+  return f'text-{name}' if tower == 'text' else name
 
 
 def _parser(what: str) -> argparse.ArgumentParser:
@@ -113,7 +141,16 @@ def _parser(what: str) -> argparse.ArgumentParser:
   options.add_argument(
     '--images', type=pathlib.Path, help='folder of images to look at'
   )
-  options.add_argument('--number', type=int, help='of images, at most')
+  options.add_argument(
+    '--tower',
+    choices=[*QUESTIONS],
+    default='image',
+    help='of a model of images and texts; image by default',
+  )
+  options.add_argument(
+    '--texts', type=pathlib.Path, help='file of texts, one a line'
+  )
+  options.add_argument('--number', type=int, help='of images or texts, at most')
   options.add_argument(
     '--html', action='store_true', help='also bind a page, index.html'
   )
@@ -125,9 +162,13 @@ def _check(known: argparse.Namespace) -> None:
   _check_out(known.out)
   if known.images and not known.images.is_dir():
     raise config.ConfigError(f'--images={known.images}: no such folder.')
+  if known.images and known.tower == 'text':
+    raise config.ConfigError('--images is not for --tower=text: use --texts.')
+  if known.texts and known.tower == 'image':
+    raise config.ConfigError('--texts needs --tower=text.')
   if known.number is not None and known.number < 1:
     raise config.ConfigError(
-      f'--number={known.number} leaves no image: use 1 or more.'
+      f'--number={known.number} leaves nothing: use 1 or more.'
     )
 
 
@@ -141,22 +182,24 @@ def _check_out(out: pathlib.Path | None) -> None:
 def _draw(
   name: str,
   model: trained.Trained,
-  images: Callable[[], examples.Examples],
+  read: Callable[[], Any],
   known: argparse.Namespace,
   console: Console,
 ) -> None:
   """Asks one question, and writes the answer."""
-  question, given = QUESTIONS[name], []
+  question, given = QUESTIONS[known.tower][name], []
   made_of = f'Made from {known.workdir or known.checkpoint}'
   if known.workdir:
     made_of += f', step {model.step:,}'
-  if question.images:
-    given = [images().first(known.number or question.images)]
-    made_of += f', with {len(given[0].names):,} images of {given[0].source}'
+  if question.examples:
+    given = [read().first(known.number or question.examples)]
+    made_of += f', with {len(given[0].names):,} {known.tower}s of '
+    made_of += given[0].source
   with matplotlib.rc_context(drawing.STYLE):
     answer = question.answer(model, *given)
-    page.save(known.out, name, question.title, answer, f'{made_of}.')
-  _print(console, f'{known.out / name}.png: {question.title}')
+    file = _file(name, known.tower)
+    page.save(known.out, file, question.title, answer, f'{made_of}.')
+  _print(console, f'{known.out / file}.png: {question.title}')
   _print(console, f'{answer.reading}\n')
 
 
@@ -189,10 +232,15 @@ def _print(console: Console, text: str) -> None:
   console.print(text, highlight=False, markup=False)
 
 
+# By tower; of models without two, all are of images.
+QUESTIONS = {'image': pictures.QUESTIONS, 'text': text_pictures.QUESTIONS}
 WHATS: dict[str, Callable[[Sequence[str], Console], None]] = {
   'compute': _compute,
   'study': _study,
-  **{name: functools.partial(_pictures, name) for name in (*QUESTIONS, 'all')},
+  **{
+    name: functools.partial(_pictures, name)
+    for name in (*pictures.QUESTIONS, 'all')
+  },
 }
 
 if __name__ == '__main__':

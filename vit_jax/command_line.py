@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import resources
+from typing import Any
 
 import jax
 from etils import epath
@@ -68,9 +69,34 @@ def add_model(options: argparse.ArgumentParser) -> None:
     metavar='ROWSxCOLUMNS',
     help='patches of a released checkpoint, where its file does not tell',
   )
+  add_told(options)
   options.add_argument(
     '--classes', help="'imagenet', or a file with their names, one a line"
   )
+
+
+# What the tensors of a released CLIP may not tell.
+_TOLD = {
+  'activation': 'quick_gelu for their own',
+  'image_heads': 'attention heads of the image tower',
+  'text_heads': 'attention heads of the text tower',
+}
+
+
+def add_told(options: argparse.ArgumentParser) -> None:
+  """Adds what a CLIP with OpenAI's names needs to be told."""
+  for name, what in _TOLD.items():
+    options.add_argument(
+      f'--{name.replace("_", "-")}',
+      type=int if name.endswith('heads') else str,
+      help=f"of a CLIP with OpenAI's names: {what}",
+    )
+
+
+def told(known: argparse.Namespace) -> dict[str, Any]:
+  """Returns what the options of `add_told` say."""
+  given = {name: getattr(known, name) for name in _TOLD}
+  return {name: value for name, value in given.items() if value is not None}
 
 
 def grid(text: str) -> tuple[int, int]:
@@ -99,7 +125,7 @@ def open_model(
       raise ConfigError(f'--checkpoint={path}: there is no such file.')
   else:
     path = required(known.workdir)
-  model = trained.load(path, known.step, overrides, known.grid)
+  model = trained.load(path, known.step, overrides, known.grid, told(known))
   if not known.classes:
     return model
   names = _class_names(known.classes)

@@ -61,16 +61,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     metavar='ROWSxCOLUMNS',
     help='patches of SOURCE, where it does not tell',
   )
-  for name, what in (
-    ('activation', 'quick_gelu for their own'),
-    ('image_heads', 'attention heads of the image tower'),
-    ('text_heads', 'attention heads of the text tower'),
-  ):
-    options.add_argument(
-      f'--{name.replace("_", "-")}',
-      help=f"of OpenAI's CLIP, where SOURCE does not tell: {what}",
-      type=int if name.endswith('heads') else str,
-    )
+  command_line.add_told(options)
   options.add_argument(
     '--inspect', action='store_true', help='only say what is in SOURCE'
   )
@@ -90,8 +81,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _read(source: pathlib.Path, known: argparse.Namespace) -> released.Released:
   """Reads a released checkpoint, or the workdir of a run."""
   if not (source / 'checkpoints').is_dir():
-    names = ('activation', 'image_heads', 'text_heads')
-    told = {name: value for name in names if (value := getattr(known, name))}
+    told = command_line.told(known)
     return released.read(source, grid=known.grid, told=told)
   if known.grid:
     raise ConfigError(f'--grid is not for runs: {source} knows its own.')

@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     help='of each image, for retrieval',
   )
   options.add_argument('--source', help="labels, such as 'folder:DIR'")
+  options.add_argument(
+    '--train-source', help='of linear_probe, where it is another one'
+  )
   options.add_argument('--train-split', help="'train' by default")
   options.add_argument('--test-split', help="'test' by default")
   options.add_argument(
@@ -216,6 +219,8 @@ def _labelled(
   split = getattr(known, f'{name}_split')
   if known.source:
     source, classes = known.source, ()
+    if name == 'train' and known.train_source:
+      source = known.train_source
     split = split or name
   else:
     section, classes = model.config.data[name], model.config.data.classes
@@ -238,7 +243,7 @@ def _prompts(
 
 def _check_pairs(model: trained.Trained, name: str) -> None:
   """Raises ConfigError for a model without texts."""
-  if not hasattr(model.task, 'encode_text'):
+  if not hasattr(model.task, 'encode_image'):
     raise ConfigError(
       f'--tasks={name} needs a model of images and texts, such as a CLIP; this '
       f'one is a {model.config.model.name} for {model.config.task.name}.'

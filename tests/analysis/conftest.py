@@ -5,37 +5,48 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from vit_jax import config as config_lib
+from vit_jax.data import tokenizer
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import ViT
 from vit_jax.tasks.classification import Classification
+from vit_jax.training import build, schema, trained
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import trained
 
 SHAPE = (8, 12, 1)  # Of 2 x 3 patches.
 
 
-def _opened(model, source):
+SIZES = dict(width=8, depth=2, mlp_dim=8, num_heads=2)
+
+
+def _trained(config, task):
   """Returns a model as if it had been trained and opened."""
-  names = ('a', 'b', 'c')
-  task = Classification(model=model, class_names=names, image_shape=SHAPE)
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
     lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes
   )
+  # Some statistics are variances.
+  others = {name: variables[name] for name in variables if name != 'params'}
+  variables |= jax.tree.map(lambda leaf: np.abs(leaf) + 0.5, others)
+  mesh = mesh_lib.make(mesh_lib.Settings())
+  return trained.Trained(config, task, mesh, variables, 0, names_known=True)
+
+
+def _opened(model, source):
+  names = ('a', 'b', 'c')
+  task = Classification(model=model, class_names=names, image_shape=SHAPE)
   test = dict(
     source=source,
     split='test',
     preprocess='resize((8, 12))|value_range(-2, 1)',
   )
-  return trained.Trained(
-    config=ConfigDict(dict(data=dict(test=test, classes=()))),
-    task=task,
-    mesh=mesh_lib.make(mesh_lib.Settings()),
-    variables=variables,
-    step=0,
-    names_known=True,
+  config = dict(
+    task=dict(name='classification'),
+    model=dict(name='vit'),
+    data=dict(test=test, classes=()),
   )
+  return _trained(ConfigDict(config), task)
 
 
 @pytest.fixture(scope='session')
@@ -43,10 +54,7 @@ def open_vit():
   """A function that returns a small ViT."""
 
   def make(source='digits', **fields):
-    model = ViT(
-      num_classes=3, patch_size=4, width=8, depth=2, mlp_dim=8, num_heads=2,
-      **fields,
-    )  # fmt: skip
+    model = ViT(num_classes=3, patch_size=4, **SIZES, **fields)
     return _opened(model, source)
 
   return make
@@ -57,3 +65,41 @@ def resnet():
   """A small ResNet."""
   model = ResNet(num_classes=3, stages=(1,), width_factor=0.5)
   return _opened(model, 'digits')
+
+
+@pytest.fixture(scope='session')
+def open_clip():
+  """A function that returns a small CLIP; its tokens are single letters."""
+
+  def make(image=None, **text):
+    vit = dict(name='vit', patch_size=8, pre_norm=True, **SIZES)
+    text = dict(vocabulary_size=514, length=12, **SIZES) | text
+    data = dict(
+      source='shapes:pixels=16',
+      split='train',
+      preprocess='value_range(-1, 1)',
+    )
+    pixels = 16
+    if image and image['name'] == 'modified_resnet':
+      pixels = 64
+      data |= dict(source='shapes:pixels=64')
+    config = config_lib.resolve(
+      dict(
+        task=dict(name='contrastive'),
+        model=dict(name='clip', width=8, image=image or vit, text=text),
+        data=dict(train=data, test=data | dict(split='test')),
+        batch_size=8,
+        total='1steps',
+        optimizer=dict(name='adamw', learning_rate=1e-3),
+        schedule=dict(name='constant'),
+        eval=dict(every='100%'),
+        checkpoint=dict(every='100%'),
+      ),
+      (),
+      schema.SCHEMA,
+    )
+    words = tokenizer.Tokenizer((), text['length'])
+    known = build.Known((), (pixels, pixels, 3), words)
+    return _trained(config, build.make_task(config, known, to_steps=None))
+
+  return make

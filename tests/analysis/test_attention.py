@@ -52,21 +52,46 @@ def test_distance_leaves_the_class_token_out():
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('causal', [False, True])
+def test_distance_in_texts_leaves_out_what_does_not_count(causal):
+  places = np.arange(7)
+  apart = np.abs(places[:, None] - places)
+  ends = np.array([3, 6])
+  counted = (places > 0) & (places <= ends[:, None])
+  # Alike to all, but much to the start and to padding, which do not count.
+  weights = np.full((2, 4, 7, 7), 0.1)
+  weights[..., 0] = 9
+  weights[0, ..., 4:] = 5
+  if causal:
+    weights = np.tril(weights)
+    expected = (ends - 1) / 4
+  else:
+    expected = (ends**2 - 1) / (3 * ends)
+  found = attention.mean_distance(weights, apart, counted)
+  expected = np.repeat(expected[:, None], 4, axis=1)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_rollout_mixes_layers_as_the_residual_stream_does():
   layers = random_weights(3, 2, 4, 6, 6)  # Layers, batch, heads.
-  found = attention.rollout(list(layers))
+  readers = random_weights(2, 6)
+  found = attention.rollout(list(layers), readers)
   expected = np.eye(6)
   for layer in layers:
     expected = (0.5 * layer.mean(1) + 0.5 * np.eye(6)) @ expected
+  expected = np.einsum('bo,boi->bi', readers, expected)
   np.testing.assert_allclose(found, expected, atol=1e-6)
   np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+  np.testing.assert_array_equal(attention.rollout([], readers), readers)
 
 
 @pytest.mark.parametrize('before', [0, 1])
 def test_rollout_of_uniform_attention_is_flat(before):
   tokens = PATCHES + before
   uniform = np.full((2, 3, tokens, tokens), 1 / tokens)
-  found = attention.seen(attention.rollout([uniform] * 4), PATCHES)
+  reader = np.eye(tokens)[:1] if before else np.full((1, tokens), 1 / tokens)
+  found = attention.rollout([uniform] * 4, reader)
+  found = attention.evened(found, PATCHES)
   np.testing.assert_allclose(found, np.ones((2, PATCHES)), atol=1e-5)
 
 

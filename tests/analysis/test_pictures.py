@@ -14,12 +14,19 @@ def read(model, number):
 
 @pytest.mark.parametrize(
   'pooling,reader',
-  [('token', 'reaches the class token'), ('gap', 'there is no class token')],
+  [
+    ('token', 'reaches the class token'),
+    ('gap', 'there is no class token'),
+    ('map', 'the attention of the head pools'),
+  ],
 )
 def test_a_model_that_attends_to_all_alike(open_vit, pooling, reader):
   model = open_vit(pooling=pooling)
   for name in ('block_00', 'block_01'):
     attention = model.variables['params']['encoder'][name]['attention']
+    attention['query'] = jax.tree.map(np.zeros_like, attention['query'])
+  if pooling == 'map':
+    attention = model.variables['params']['pooling']['attention']
     attention['query'] = jax.tree.map(np.zeros_like, attention['query'])
   given = read(model, 2)
   answer = pictures.attention_map(model, given)
@@ -27,7 +34,8 @@ def test_a_model_that_attends_to_all_alike(open_vit, pooling, reader):
   np.testing.assert_allclose(answer.numbers['maps'], flat, atol=1e-5)
   assert reader in answer.reading and len(answer.each) == 2
   maps = pictures.attention_heads(model, given).numbers['maps']
-  flat = np.ones((2, 2, 2, 2, 3))  # Images, layers, heads, rows, columns.
+  # Images, layers (and the one that pools), heads, rows, columns.
+  flat = np.ones((2, 2 + (pooling == 'map'), 2, 2, 3))
   np.testing.assert_allclose(maps, flat, atol=1e-5)
   # Of 36 pairs of 2 x 3 patches, 8 are next to each other in a row, ...
   apart = (8 * 4 + 4 * 8 + 6 * 4 + 8 * np.sqrt(32) + 4 * np.sqrt(80)) / 36

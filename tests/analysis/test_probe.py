@@ -1,16 +1,12 @@
 """What is taken out of a model is what the model computes with."""
 
-import dataclasses
-import types
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vit_jax.analysis import probe
 from vit_jax.config import ConfigError
-from vit_jax.models.clip import CLIP
-from vit_jax.models.text import TextTransformer
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 8, 12, 1)).astype(np.float32)
 
@@ -78,22 +74,58 @@ def test_any_number_of_images_is_applied(open_vit, monkeypatch):
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_image_tower_of_clip_is_looked_into(open_vit):
-  alone = open_vit()
-  text = TextTransformer(
-    vocabulary_size=9, length=4, width=8, depth=1, mlp_dim=8, num_heads=2
+def test_the_towers_of_clip_are_looked_into(open_clip):
+  model = open_clip()
+  params = model.variables['params']
+  image, text = params['image'], params['text']
+  np.testing.assert_array_equal(
+    probe.filters(model), image['embedding']['kernel']
   )
-  clip = CLIP(image=alone.task.model, text=text, width=8)
-  towers = {'image': alone.variables['params'], 'text': {}}
-  task = types.SimpleNamespace(model=clip, batch_spec=alone.task.batch_spec)
-  model = dataclasses.replace(alone, task=task, variables={'params': towers})
-  for look in (probe.filters, probe.position_tables):
-    np.testing.assert_array_equal(look(model), look(alone))
-  assert probe.attention_grid(model) == (2, 3)
-  found, expected = (
-    probe.apply(x, IMAGES, lambda out: out['pooled']) for x in (model, alone)
+  (table,) = probe.position_tables(model)
+  np.testing.assert_array_equal(
+    table.reshape(4, 8), image['position']['embedding'][0, 1:]
   )
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(
+    probe.text_positions(model), text['position']['embedding'][0]
+  )
+  task, rng = model.task, np.random.default_rng(0)
+  inputs = {
+    'image': rng.normal(size=(5, 16, 16, 3)).astype(np.float32),
+    'text': rng.integers(0, 514, (5, 12), np.int32),
+  }
+  for name in probe.TOWERS:
+    found = probe.apply(model, inputs[name], probe.feature, name)
+    encode = getattr(task, probe.TOWERS[name])
+    _, expected = jax.jit(encode)(model.variables, inputs[name])
+    np.testing.assert_allclose(found, expected['projected'], atol=1e-5)
+
+
+def test_the_attention_of_a_map_head_is_what_pools(open_vit):
+  model = open_vit(pooling='map')
+  pooling = model.variables['params']['pooling']
+  pooling['mlp']['down'] = jax.tree.map(np.zeros_like, pooling['mlp']['down'])
+  weights = probe.apply(model, IMAGES, lambda out: out['pooling_weights'])
+  out, params = intermediates(model), pooling['attention']
+  value = np.einsum('bld,dhk->blhk', out['encoded'], params['value']['kernel'])
+  mixed = np.einsum('bhl,blhk->bhk', weights, value + params['value']['bias'])
+  expected = np.einsum('bhk,hkd->bd', mixed, params['out']['kernel'])
+  expected += params['out']['bias']
+  np.testing.assert_allclose(expected, out['pooled'], atol=1e-4)
+  assert weights.shape == (5, 2, 6)
+
+
+@pytest.mark.parametrize('pooling', ['end', 'last'])
+def test_who_reads_a_text(open_clip, pooling):
+  model = open_clip(pooling=pooling)
+  text, _ = model.task.tokenizer(['a', 'abc', 'a cat and a dog'])
+  module, _ = probe.tower(model, 'text')
+
+  def missed(out):
+    reader = probe.reader(module, out)
+    read = jnp.einsum('bl,bld->bd', reader, out['encoded'])
+    return jnp.abs(read - out['pooled'])
+
+  assert probe.apply(model, text, missed, 'text').max() < 1e-5
 
 
 @pytest.mark.parametrize(

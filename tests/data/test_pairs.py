@@ -6,7 +6,15 @@ import pickle
 import numpy as np
 import pytest
 
-from vit_jax.data import captions, pairs, pipeline, preprocess, unique_order
+from vit_jax.data import (
+  captions,
+  pairs,
+  pipeline,
+  preprocess,
+  sources,
+  unique_order,
+  views,
+)
 from vit_jax.data.tokenizer import Tokenizer, train_merges
 
 
@@ -114,3 +122,59 @@ def test_identities_are_those_of_the_first_captions():
   assert found[:5] == found[5:]
   assert found[3] == pairs.identity(twice.captions(3)[0])
   assert len(set(found)) == 5
+
+
+def test_specs_end_in_conditions():
+  whole = captions.open_source('shapes:pixels=16', 'test')
+  spec = 'shapes:pixels=16 where color_1=red, size_1!=small'
+  some = captions.open_source(spec, 'test')
+  fields = [some.fields(i) for i in range(len(some))]
+  assert 0 < len(some) < len(whole)
+  assert {(x['color_1'], x['size_1']) for x in fields} == {('red', 'large')}
+  with pytest.raises(ValueError, match="no field 'colour'.*color_1"):
+    captions.open_source('shapes:pixels=16 where colour=red', 'test')
+
+
+def test_fields_become_labels():
+  spec = 'field:shape_1:shapes:pixels=16 where color_1=red'
+  source = sources.open_source(spec, 'test')
+  plain = captions.open_source('shapes:pixels=16 where color_1=red', 'test')
+  assert len(source) == len(source.labels) == len(plain)
+  for index in (0, 5):
+    record = source[index]
+    name = source.class_names[record['label']]
+    assert name == plain.fields(index)['shape_1']
+    np.testing.assert_array_equal(record['image'], plain[index]['image'])
+  # Labels do not depend on which records are chosen.
+  everything = sources.open_source('field:shape_1:shapes:pixels=16', 'test')
+  assert everything.class_names == ('circle', 'cross', 'square', 'triangle')
+  with pytest.raises(ValueError, match='too many to look at'):
+    sources.open_source('field:shape_1:shapes:pixels=16', 'train')
+  pickle.loads(pickle.dumps(source))
+
+
+def test_templates_take_captions(source):
+  merges = train_merges([source.captions(i)[0] for i in range(40)], 600)
+  words = Tokenizer(merges, 20)
+  image = preprocess.parse('value_range(-1, 1)')
+  process = pairs.PairPreprocess(image, words, ('it is {}', 'see {} there'))
+  caption = source.captions(0)[0]
+  first = process(source[0])
+  assert words.decode(first['text']) == f'it is {caption}'
+  assert first['identity'] == pairs.identity(caption)
+  rng = np.random.default_rng(0)
+  drawn = {words.decode(process(source[0], rng)['text']) for _ in range(9)}
+  assert drawn == {f'it is {caption}', f'see {caption} there'}
+  with pytest.raises(ValueError, match='has no {}'):
+    pairs.PairPreprocess(image, words, ('nothing',))
+
+
+def test_two_views_differ_and_keep_the_label():
+  first = preprocess.parse('random_crop(6)|value_range(0, 1)')
+  second = preprocess.parse('random_crop(6)|value_range(-1, 0)')
+  image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
+  process = pickle.loads(pickle.dumps(views.TwoViews(first, second)))
+  found = process({'image': image, 'label': 3}, np.random.default_rng(1))
+  assert found['label'] == 3 and not process.deterministic
+  assert found['image'].min() >= 0 >= found['view'].max()
+  assert not np.allclose(found['image'], found['view'] + 1)

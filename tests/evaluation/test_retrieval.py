@@ -134,3 +134,14 @@ def test_figures_have_names():
     for direction in ('image_to_text', 'text_to_image')
     for name in ('recall_1', 'recall_5', 'recall_10', 'median_rank')
   }
+
+
+def test_a_table_of_scores_is_as_good_as_features():
+  rng = np.random.default_rng(3)
+  images, texts = rng.normal(size=(6, 5)), rng.normal(size=(9, 5))
+  text_of = np.arange(9) % 6
+  table = retrieval.unit(images) @ retrieval.unit(texts).T
+  expected = retrieval.evaluate(images, texts, text_of)
+  assert retrieval.evaluate_scores(table, text_of, np.arange(6)) == expected
+  with pytest.raises(ValueError, match='not finite'):
+    retrieval.evaluate_scores(table * np.inf, text_of, np.arange(6))

@@ -278,8 +278,11 @@ def test_images_are_found_by_words(workdir, tmp_path):
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
 
 
-@pytest.mark.parametrize('name', ['clip_vit_head64', 'clip_resnet'])
-def test_released_models_are_read_whole(name, tmp_path):
+@pytest.mark.parametrize(
+  'name, told',
+  [('clip_vit_head64', {}), ('clip_resnet', {'text_heads': 2})],
+)
+def test_released_models_are_read_whole(name, told, tmp_path):
   with np.load(GOLDENS / f'{name}.npz') as golden:
     prefix = 'params/'
     tensors = {
@@ -292,6 +295,7 @@ def test_released_models_are_read_whole(name, tmp_path):
   model = trained.load(
     tmp_path / 'clip.npz',
     overrides=['--config.data.text.tokenizer='],
+    told={'activation': 'quick_gelu', **told},
   )
   features, inside = model.task.encode_image(
     model.variables, image.transpose(0, 2, 3, 1)

@@ -11,6 +11,7 @@ from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import rules
 from vit_jax.training import run as run_lib
+from vit_jax.training import state as state_lib
 from vit_jax.training import step as step_lib
 
 STEPS = 3
@@ -94,11 +95,13 @@ def test_accumulation_gives_each_micro_batch_a_key_of_its_own():
   class Task:
     def loss(self, variables, batch, key, step, train):
       drawn = jax.random.uniform(key)
-      return variables['params'] * 0.0, {'drawn': drawn, 'square': drawn**2}
+      metrics = {'drawn': drawn, 'square': drawn**2}
+      return variables['params'] * 0.0, metrics, {}
 
   key = jax.random.key(0, impl='rbg')
-  (_, metrics), _ = step_lib._accumulated(
-    Task(), jnp.ones(()), {'x': jnp.zeros((8, 1))}, key, 0, 4
+  state = state_lib.State(0, jnp.ones(()), {}, (), None, key)
+  ((_, metrics), _), _ = step_lib._accumulated(
+    Task(), state, {'x': jnp.zeros((8, 1))}, key, 4
   )
   assert metrics['square'] > metrics['drawn'] ** 2 + 1e-3  # They differ.
 
@@ -346,7 +349,7 @@ def test_the_first_batch_does_not_wait_for_others(tiny, monkeypatch):
     def __iter__(self):
       for number in range(100):
         made.append(number)
-        yield number
+        yield {'image': number, 'label': number}
 
     def close(self):
       pass
@@ -356,6 +359,7 @@ def test_the_first_batch_does_not_wait_for_others(tiny, monkeypatch):
   monkeypatch.setattr(pipeline, 'train_batches', lambda *_, **__: Batches())
   monkeypatch.setattr(mesh_lib, 'to_mesh', lambda batch, mesh: batch)
   batches = inputs_lib.train_batches(config, run.inputs, run.mesh, 0, print)
-  assert (next(batches), made) == (0, [0])
-  assert (next(batches), made) == (1, [0, 1, 2, 3])
-  assert [next(batches) for _ in range(5)] == [2, 3, 4, 5, 6]
+  numbers = (batch['image'] for batch in batches)
+  assert (next(numbers), made) == (0, [0])
+  assert (next(numbers), made) == (1, [0, 1, 2, 3])
+  assert [next(numbers) for _ in range(5)] == [2, 3, 4, 5, 6]

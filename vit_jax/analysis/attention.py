@@ -29,46 +29,56 @@ def grid_distances(
   return np.sqrt(np.square(apart).sum(-1)).astype(np.float32)
 
 
-def mean_distance(weights: Array, distances: Array) -> Array:
-  """Returns how far a head attends, on average over the patches that do.
+def mean_distance(
+  weights: Array, distances: Array, counted: Array | None = None
+) -> Array:
+  """Returns how far a head attends, on average over the places that do.
 
   The distance of each pair of patches, weighted with the attention that one
   pays the other (ViT, arXiv:2010.11929, appendix D.7). The class token is
   nowhere, so it does not count: what a patch attends to among the patches
-  sums up to one.
+  sums up to one. Tokens of a text that do not count are left out likewise.
 
   Args:
-    weights: [..., tokens, tokens], from query to key; patches come last.
-    distances: [patches, patches], see `grid_distances`.
+    weights: [..., heads, tokens, tokens], from query to key; what has a place
+      comes last.
+    distances: [places, places], see `grid_distances`.
+    counted: bool [..., places], which of them count; all if None.
 
   Returns:
-    [...], in the unit of the distances.
+    [..., heads], in the unit of the distances.
   """
-  patches = distances.shape[0]
-  among = weights[..., -patches:, -patches:]
-  reached = (among * distances).sum(-1) / among.sum(-1)
-  return reached.mean(-1)
+  places = distances.shape[0]
+  among = weights[..., -places:, -places:]
+  if counted is None:
+    return ((among * distances).sum(-1) / among.sum(-1)).mean(-1)
+  queries = counted[..., None, :]
+  among = among * queries[..., None, :]
+  # One for those that do not count, which may attend to none that do.
+  whole = among.sum(-1) + ~queries
+  return ((among * distances).sum(-1) / whole).mean(-1, where=queries)
 
 
-def rollout(layers: Sequence[Array]) -> Array:
-  """Follows attention through all layers (Abnar & Zuidema, arXiv:2005.00928).
+def rollout(layers: Sequence[Array], readers: Array) -> Array:
+  """Follows attention back through all layers.
 
-  Of each layer the mean over heads is taken; half of every token comes through
-  the residual connection, as itself.
+  Abnar & Zuidema, arXiv:2005.00928: of each layer the mean over heads is
+  taken; half of every token comes through the residual connection, as itself.
 
   Args:
     layers: [batch, heads, tokens, tokens] each, the first layer first.
+    readers: [batch or 1, tokens], what is read of the output of each token;
+      sums up to one.
 
   Returns:
-    [batch, tokens, tokens]: how much of each token of the input is in each
-    token of the output; rows sum up to one.
+    [batch, tokens]: how much of each token of the input that is; sums up to
+    one.
   """
-  tokens = layers[0].shape[-1]
-  result = np.eye(tokens, dtype=np.float32)[None]
-  for weights in layers:
-    mixing = weights.mean(1) + np.eye(tokens, dtype=np.float32)
-    result = mixing / mixing.sum(-1, keepdims=True) @ result
-  return result
+  result = readers[:, None]
+  for weights in reversed(layers):
+    mixing = weights.mean(1) + np.eye(weights.shape[-1], dtype=np.float32)
+    result = result @ (mixing / mixing.sum(-1, keepdims=True))
+  return result[:, 0]
 
 
 def seen(weights: Array, patches: int) -> Array:
@@ -77,14 +87,26 @@ def seen(weights: Array, patches: int) -> Array:
   That is the class token where there is one, else the mean over all patches.
 
   Args:
-    weights: [..., tokens, tokens], of a head or a rollout.
+    weights: [..., tokens, tokens], of a head.
     patches: their number; a class token comes before them.
 
   Returns:
     [..., patches]; 1 is what each would have if all had the same.
   """
   if weights.shape[-1] > patches:
-    shares = weights[..., 0, -patches:]
-  else:
-    shares = weights.mean(-2)
+    return evened(weights[..., 0, :], patches)
+  return evened(weights.mean(-2), patches)
+
+
+def evened(shares: Array, patches: int) -> Array:
+  """Leaves a class token out, and makes shares 1 on average.
+
+  Args:
+    shares: [..., tokens]; patches come last.
+    patches: their number.
+
+  Returns:
+    [..., patches].
+  """
+  shares = shares[..., -patches:]
   return shares / shares.mean(-1, keepdims=True)

@@ -49,9 +49,8 @@ def of_task(task: Any) -> Compute:
     task: with its model, see `vit_jax.training.build.make_task`.
   """
   image = task.batch_spec(1)['image']
-  (_, intermediates), variables = jax.eval_shape(
-    task.model.init_with_output, jax.random.key(0), image
-  )
+  variables = jax.eval_shape(task.init, jax.random.key(0))
+  intermediates = jax.eval_shape(task.intermediates, variables, image)
   params, tokens = variables['params'], intermediates.get('tokens')
   needed = flops.training_flops(task)
   whole = _with_every_token(task) or needed

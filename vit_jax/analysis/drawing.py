@@ -21,11 +21,11 @@ STYLE = {
   'savefig.pad_inches': 0.05,
 }
 # Inches: a page of a paper, without its margins.
-_WIDTH, _HEIGHT = 6.5, 8.5
+WIDTH, HEIGHT = 6.5, 8.5
 # Between tiles, in shares of their size.
 _GAP = 0.12
 # Of what is attended to; and how much of an image it covers.
-_HEAT, _COVER = 'inferno', 0.65
+HEAT, _COVER = 'inferno', 0.65
 # Numbers on an axis of tiles, at most.
 _TICKS = 16
 
@@ -43,10 +43,10 @@ def filters(components: np.ndarray, shares: np.ndarray) -> Figure:
   largest = np.abs(components).max(axis=(1, 2, 3), keepdims=True)
   tiles = np.full((rows * columns, *components.shape[1:]), np.nan)
   tiles[:number] = 0.5 + 0.5 * components / largest
-  figure = _figure(0.5 + 0.9 * rows, max(3, 0.9 * columns))
+  figure = new_figure(0.5 + 0.9 * rows, max(3, 0.9 * columns))
   axes = figure.subplots()
   tiles = _rgb(tiles.reshape(rows, columns, *tiles.shape[1:]))
-  _show_tiles(axes, tiles)
+  show_tiles(axes, tiles)
   _frame_tiles(axes, tiles, number)
   axes.set_xlabel(
     f'{number} principal components: {shares.sum():.0%} of the variance'
@@ -61,24 +61,25 @@ def positions(similarity: np.ndarray) -> Figure:
     similarity: of patch and patch, [rows, columns, rows, columns].
   """
   rows, columns = similarity.shape[:2]
-  figure = _figure(0.5 + 5.2 * rows / columns)
+  figure = new_figure(0.5 + 5.2 * rows / columns)
   axes = figure.subplots()
   tiles = similarity[..., None]
-  image = _show_tiles(axes, tiles, vmin=min(0, tiles.min()), vmax=1)
-  _number_tiles(axes, tiles)
+  image = show_tiles(axes, tiles, vmin=min(0, tiles.min()), vmax=1)
+  number_tiles(axes, tiles)
   axes.set(xlabel='column of the patch', ylabel='row of the patch')
   figure.colorbar(image, label='cosine similarity', shrink=0.8)
   return figure
 
 
-def distances(mean: np.ndarray, all_alike: float) -> Figure:
+def distances(mean: np.ndarray, all_alike: float, unit: str) -> Figure:
   """Draws the distance of every head.
 
   Args:
-    mean: in pixels, [layers, heads].
-    all_alike: of attention to all patches alike.
+    mean: [layers, heads].
+    all_alike: of attention to everything alike.
+    unit: of both.
   """
-  figure = _figure(4)
+  figure = new_figure(4)
   axes = figure.subplots()
   layers = np.arange(1, len(mean) + 1)
   axes.axhline(
@@ -91,7 +92,7 @@ def distances(mean: np.ndarray, all_alike: float) -> Figure:
     axes.plot(layers, mean[:, head], 'o', color=colour, label=label)
   axes.set(
     xlabel='layer',
-    ylabel='mean attention distance, pixels',
+    ylabel=f'mean attention distance, {unit}',
     ylim=(0, 1.08 * max(mean.max(), all_alike)),
   )
   axes.set_xticks(layers[:: -(-len(layers) // _TICKS)])
@@ -113,7 +114,7 @@ def overlaid(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
   flat = position.resize(flat, tuple(grid), (height, width), 'half_pixel')
   heat = flat[0].T.reshape(images, height, width)
   heat = heat / heat.max(axis=(1, 2), keepdims=True)
-  colours = matplotlib.colormaps[_HEAT](heat)[..., :3]
+  colours = matplotlib.colormaps[HEAT](heat)[..., :3]
   grey = pixels.mean(-1, keepdims=True)
   return (1 - _COVER) * grey + _COVER * colours
 
@@ -131,10 +132,12 @@ def pairs(left: np.ndarray, right: np.ndarray) -> Figure:
   number, height, width = left.shape[:3]
   columns = min(4, number)
   rows = -(-number // columns)
-  figure = _figure(_WIDTH / 2 * rows / columns * height / width + 0.1)
+  figure = new_figure(WIDTH / 2 * rows / columns * height / width + 0.1)
   panels = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes, *pair in zip(panels, left, right):
-    _show_tiles(axes, np.stack(pair)[None])
+    tiles = np.stack(pair)[None]
+    show_tiles(axes, tiles)
+    _frame_tiles(axes, tiles, 1)
   for axes in panels[number:]:
     axes.set_axis_off()
   return figure
@@ -148,40 +151,40 @@ def attention_map(name: str, pixels: np.ndarray, weights: np.ndarray) -> Figure:
     pixels: [height, width, 3].
     weights: of patches, 1 on average, [rows, columns].
   """
-  figure = _figure(0.2 + 2 * pixels.shape[0] / pixels.shape[1])
+  figure = new_figure(0.2 + 2 * pixels.shape[0] / pixels.shape[1])
   panels = figure.subplots(1, 3)
-  panels[0].imshow(pixels)
-  heat = panels[1].imshow(weights, vmin=0, cmap=_HEAT)
+  _show_image(panels[0], pixels)
+  heat = panels[1].imshow(weights, vmin=0, cmap=HEAT)
   panels[2].imshow(overlaid(pixels[None], weights[None])[0])
   figure.colorbar(heat, ax=panels[1], shrink=0.7)
   titles = (_short(name), 'times the average', 'both')
   for axes, title in zip(panels, titles):
-    axes.set_axis_off()
-    axes.set_title(title)
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_visible(axes is panels[0])
   return figure
 
 
-def heads(pixels: np.ndarray, weights: np.ndarray) -> Figure:
+def heads(pixels: np.ndarray, weights: np.ndarray, pools: bool) -> Figure:
   """Draws what every head attends to, beside the image.
 
   Args:
     pixels: [height, width, 3].
     weights: of patches, [layers, heads, rows, columns].
+    pools: whether the last layer is attention that pools.
   """
   layers, number, rows, columns = weights.shape
-  beside = _WIDTH / 4
-  wide = min((_WIDTH - beside) / number, _HEIGHT / layers * columns / rows)
+  beside = WIDTH / 4
+  wide = min((WIDTH - beside) / number, HEIGHT / layers * columns / rows)
   tall = wide * layers * rows / columns
-  figure = _figure(max(beside, tall) + 0.6, beside + wide * number + 0.6)
+  figure = new_figure(max(beside, tall) + 0.6, beside + wide * number + 0.6)
   ratios = (beside, wide * number)
   left, right = figure.subplots(1, 2, width_ratios=ratios)
   left.set_anchor('N')
   right.set_anchor('N')
-  left.imshow(pixels)
-  left.set_axis_off()
+  _show_image(left, pixels)
   tiles = (weights / weights.max(axis=(2, 3), keepdims=True))[..., None]
-  _show_tiles(right, tiles, vmin=0, vmax=1, cmap=_HEAT)
-  _number_tiles(right, tiles)
+  show_tiles(right, tiles, vmin=0, vmax=1, cmap=HEAT)
+  number_tiles(right, tiles, 'pool' if pools else None)
   right.set(xlabel='head', ylabel='layer')
   return figure
 
@@ -197,23 +200,29 @@ def neighbours(
     similarity: of them, likewise.
   """
   queries, number = order.shape
-  size = _WIDTH / (number + 1) * pixels.shape[1] / pixels.shape[2]
-  figure = _figure(queries * (size + 0.2))
+  size = WIDTH / (number + 1) * pixels.shape[1] / pixels.shape[2]
+  figure = new_figure(queries * (size + 0.2))
   panels = figure.subplots(queries, number + 1)
   panels = panels.reshape(queries, number + 1)
   for row, axes in enumerate(panels):
     for panel, index in zip(axes, (row, *order[row])):
-      panel.imshow(pixels[index])
-      panel.set_axis_off()
+      _show_image(panel, pixels[index])
     for panel, value in zip(axes[1:], similarity[row]):
       panel.set_title(f'{value:.2f}', pad=2)
   panels[0, 0].set_title('image', pad=2, fontweight='bold')
   return figure
 
 
-def _figure(height: float, width: float = _WIDTH) -> Figure:
+def new_figure(height: float, width: float = WIDTH) -> Figure:
   """Returns an empty figure, sizes in inches."""
   return Figure(figsize=(width, height), layout='constrained')
+
+
+def _show_image(axes: Axes, pixels: np.ndarray) -> None:
+  """Draws an image with a line around it: it may be white."""
+  axes.imshow(pixels)
+  axes.set(xticks=[], yticks=[])
+  axes.spines[:].set(visible=True, color='lightgray')
 
 
 def _rgb(tiles: np.ndarray) -> np.ndarray:
@@ -225,7 +234,7 @@ def _gap(tiles: np.ndarray) -> int:
   return max(1, round(_GAP * max(tiles.shape[2:4])))
 
 
-def _show_tiles(axes: Axes, tiles: np.ndarray, **options):
+def show_tiles(axes: Axes, tiles: np.ndarray, **options):
   """Draws tiles [rows, columns, height, width, channels] beside each other.
 
   Args:
@@ -259,14 +268,26 @@ def _frame_tiles(axes: Axes, tiles: np.ndarray, number: int) -> None:
     axes.add_patch(frame)
 
 
-def _number_tiles(axes: Axes, tiles: np.ndarray) -> None:
-  """Labels rows and columns of tiles with their numbers, from 1."""
+def number_tiles(
+  axes: Axes, tiles: np.ndarray, last: str | None = None
+) -> None:
+  """Labels rows and columns of tiles with their numbers, from 1.
+
+  Args:
+    axes: to draw on.
+    tiles: as for `show_tiles`.
+    last: row, by name in place of its number.
+  """
   gap = _gap(tiles)
   for axis, number, size in zip(
     (axes.yaxis, axes.xaxis), *np.reshape(tiles.shape[:4], (2, 2))
   ):
     shown = np.arange(0, number, -(-number // _TICKS))
-    axis.set_ticks(shown * (size + gap) + (size - 1) / 2, shown + 1)
+    names = [*map(str, shown + 1)]
+    if last and axis is axes.yaxis:
+      shown = [*shown[:-1], number - 1]
+      names = [*names[:-1], last]
+    axis.set_ticks(np.array(shown) * (size + gap) + (size - 1) / 2, names)
   axes.tick_params(length=0)
 
 

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from vit_jax.analysis import attention, drawing, embeddings, probe
 from vit_jax.analysis.examples import Examples
 from vit_jax.config import ConfigError
-from vit_jax.evaluation import few_shot
 from vit_jax.training import trained
 
 # As many as the ViT paper shows, figure 7.
@@ -83,6 +82,8 @@ def attention_distance(model: trained.Trained, examples: Examples) -> Answer:
 
   def reduce(intermediates):
     layers = probe.attention_layers(intermediates)
+    if not layers:
+      raise ConfigError('Patches of this model do not attend to each other.')
     return jnp.stack([attention.mean_distance(x, apart) for x in layers], 1)
 
   distances = probe.apply(model, examples.inputs, reduce)
@@ -92,7 +93,7 @@ def attention_distance(model: trained.Trained, examples: Examples) -> Answer:
     f'of {height} x {width}. At the dashed line all patches are attended to '
     'alike. Low dots in the first layers are heads that look at the '
     'neighbourhood, as convolutions do. The class token is left out.',
-    drawing.distances(distances.mean(0), float(apart.mean())),
+    drawing.distances(distances.mean(0), float(apart.mean()), 'pixels'),
     {
       'mean': distances.mean(0),
       'each_image': distances,
@@ -103,13 +104,15 @@ def attention_distance(model: trained.Trained, examples: Examples) -> Answer:
 
 def attention_map(model: trained.Trained, examples: Examples) -> Answer:
   """Shows which patches have reached the end through attention."""
-  grid = probe.attention_grid(model)
+  grid, (module, _) = probe.attention_grid(model), probe.tower(model)
 
   def reduce(intermediates):
+    reader = probe.reader(module, intermediates)
     # TPUs multiply float32 as bfloat16 unless they are told not to.
     with jax.default_matmul_precision('highest'):
-      through = attention.rollout(probe.attention_layers(intermediates))
-    return attention.seen(through, grid[0] * grid[1])
+      layers = probe.attention_layers(intermediates)
+      through = attention.rollout(layers, reader)
+    return attention.evened(through, grid[0] * grid[1])
 
   maps = probe.apply(model, examples.inputs, reduce).reshape(-1, *grid)
   each = map(drawing.attention_map, examples.names, examples.pixels, maps)
@@ -128,17 +131,25 @@ def attention_heads(model: trained.Trained, examples: Examples) -> Answer:
   """Shows what every head of every layer attends to in an image."""
   grid = probe.attention_grid(model)
 
+  patches = grid[0] * grid[1]
+  pools = 'pooling_weights' in probe.shapes(model)
+
   def reduce(intermediates):
     layers = probe.attention_layers(intermediates)
-    return jnp.stack([attention.seen(x, grid[0] * grid[1]) for x in layers], 1)
+    rows = [attention.seen(x, patches) for x in layers]
+    if pools:
+      rows.append(attention.evened(intermediates['pooling_weights'], patches))
+    return jnp.stack(rows, 1)
 
   maps = probe.apply(model, examples.inputs, reduce)
   maps = maps.reshape(*maps.shape[:3], *grid)
-  each = tuple(map(drawing.heads, examples.pixels, maps))
+  each = tuple(drawing.heads(*one, pools) for one in zip(examples.pixels, maps))
+  reader = 'the class token' if _class_token(model) else 'the average patch'
+  last = ' The last row is the attention that pools.' if pools else ''
   return Answer(
-    f'Which patches {_reader(model)} attends to, by layer (row) and head '
-    '(column); each tile is as bright as it can be. Heads of a layer that '
-    'differ share the work. A tile that is the same for every image has '
+    f'Which patches {reader} attends to, by layer (row) and head '
+    f'(column); each tile is as bright as it can be.{last} Heads of a layer '
+    'that differ share the work. A tile that is the same for every image has '
     'learned a place, not what is there.',
     each[0],
     {'maps': maps, 'names': np.array(examples.names)},
@@ -146,11 +157,17 @@ def attention_heads(model: trained.Trained, examples: Examples) -> Answer:
   )
 
 
-def _reader(model: trained.Trained) -> str:
-  """Says what `attention.seen` takes for the reader of the patches."""
+def _class_token(model: trained.Trained) -> bool:
   module, _ = probe.tower(model)
-  if module.pooling == 'token':
+  return getattr(module, 'pooling', None) == 'token'
+
+
+def _reader(model: trained.Trained) -> str:
+  """Says what `probe.reader` takes for the reader of the patches."""
+  if _class_token(model):
     return 'the class token'
+  if 'pooling_weights' in probe.shapes(model):
+    return 'the vector that the attention of the head pools,'
   return 'the mean of all patches (there is no class token)'
 
 
@@ -158,11 +175,7 @@ def neighbours(model: trained.Trained, examples: Examples) -> Answer:
   """Shows which images the model finds most alike."""
   if len(examples.names) < 2:
     raise ConfigError('One image alone has no neighbours: give more.')
-
-  def reduce(intermediates):
-    return few_shot.feature_of(intermediates, 'pooled')
-
-  features = probe.apply(model, examples.inputs, reduce)
+  features = probe.apply(model, examples.inputs, probe.feature)
   order, similarity = embeddings.nearest(features, _QUERIES, _NEIGHBOURS)
   return Answer(
     f'Each row begins with an image, and those of the other {len(features) - 1}'
@@ -180,22 +193,8 @@ def neighbours(model: trained.Trained, examples: Examples) -> Answer:
 
 def features(model: trained.Trained, examples: Examples) -> Answer:
   """Shows the features of patches as colours."""
-  shapes = probe.shapes(model)
-  convolutional = 'features' in shapes
-  if not convolutional and 'encoded' not in shapes:
-    raise ConfigError('This model does not give the features of places.')
-  final = shapes['features' if convolutional else 'patches']
-  rows, columns = final.shape[1:3]
-
-  def reduce(intermediates):
-    if convolutional:
-      found = intermediates['features']
-    else:
-      tokens = intermediates['encoded'][:, -rows * columns :]
-      found = tokens.reshape(-1, rows, columns, tokens.shape[-1])
-    return found.astype(jnp.float32)
-
-  found = probe.apply(model, examples.inputs, reduce)
+  probe.grid(probe.shapes(model))  # Raises where there is none.
+  found = probe.apply(model, examples.inputs, probe.places)
   colours = embeddings.as_colours(found)
   return Answer(
     'Beside each image: the features of its patches after the last layer. '
@@ -208,11 +207,17 @@ def features(model: trained.Trained, examples: Examples) -> Answer:
 
 
 class Question(NamedTuple):
-  """What can be asked: who answers, the title, and of how many images."""
+  """What can be asked.
+
+  Attributes:
+    answer: who answers.
+    title: of the picture.
+    examples: how many images or texts it is made of; 0 for none.
+  """
 
   answer: Callable[..., Answer]
   title: str
-  images: int
+  examples: int
 
 
 QUESTIONS = {

@@ -6,82 +6,176 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from vit_jax.config import ConfigError
+from vit_jax.evaluation import few_shot
 from vit_jax.models import layers, position
 from vit_jax.models.clip import CLIP
+from vit_jax.models.modified_resnet import ModifiedResNet
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import rules, trained
 
-# Images of one call of the model.
+# Examples of one call of the model.
 _BATCH = 16
+# The halves of a model of images and texts, by how its task encodes them.
+TOWERS = {'image': 'encode_image', 'text': 'encode_text'}
+# Where in a model the attention of its pooling is.
+_POOLING = ('pooling', 'attention')
+# [batch, rows, columns, width]: patches, and the last features of ResNets.
+_FEATURE_MAPS = ('patches', 'features', 'stage_4')
 
 
-def tower(model: trained.Trained) -> tuple[Any, Mapping[str, Any]]:
-  """Returns the module that sees images, and its variables.
+def tower(
+  model: trained.Trained, name: str = 'image'
+) -> tuple[Any, Mapping[str, Any]]:
+  """Returns the module that sees images, or texts, and its parameters.
 
-  It is the whole model, or the image tower of CLIP.
+  It is the whole model, or one of the two towers of CLIP.
+
+  Raises:
+    ConfigError: the model has no such tower, or cannot be looked into.
   """
-  module, variables = model.task.model, model.variables
+  module, params = model.task.model, model.variables['params']
+  kind = model.config.model.name
+  if not hasattr(model.task, 'intermediates'):
+    raise ConfigError(f'A {kind} does not tell what it computes on the way.')
   if isinstance(module, CLIP):
-    variables = {name: tree['image'] for name, tree in variables.items()}
-    module = module.image
-  return module, variables
+    return getattr(module, name), params[name]
+  if name != 'image':
+    raise ConfigError(
+      f'--tower={name}: a {kind} sees images and nothing else. Leave it out.'
+    )
+  return module, params
+
+
+def _intermediates(
+  model: trained.Trained, variables: Mapping[str, Any], inputs: Any, name: str
+) -> dict[str, Any]:
+  """Returns what a tower computes on the way, with two things more.
+
+  They are `input`, and for models that pool by attention `pooling_weights`
+  [batch, heads, tokens]: how much each token is attended to.
+  """
+  module = model.task.model
+  method = TOWERS[name] if isinstance(module, CLIP) else None
+  (_, found), captured = module.apply(
+    variables,
+    inputs,
+    method=method,
+    capture_intermediates=lambda part, called: (
+      called == '__call__' and part.path[-2:] == _POOLING
+    ),
+    mutable=['intermediates'],
+  )
+  found = {**found, 'input': inputs}
+  for call in traverse_util.flatten_dict(dict(captured)).values():
+    ((_, inside),) = call
+    weights = inside['attention_weights'][:, :, 0]  # There is one query.
+    found['pooling_weights'] = weights.astype(jnp.float32)
+  return found
 
 
 def apply(
-  model: trained.Trained, images: np.ndarray, reduce: Callable[[Any], Any]
+  model: trained.Trained,
+  inputs: np.ndarray,
+  reduce: Callable[[Any], Any],
+  name: str = 'image',
 ) -> np.ndarray:
-  """Applies a model to images, and a function to its intermediates.
+  """Applies a tower, and a function to its intermediates.
 
   What the function does not use is not computed.
 
   Args:
     model: to look into.
-    images: [images, height, width, channels].
-    reduce: gives [batch, ...] of the intermediates of a batch.
+    inputs: images [images, height, width, channels], or tokens of texts, int32
+      [texts, length].
+    reduce: gives [batch, ...] of the intermediates of a batch, which are those
+      of the tower, `input`, and `pooling_weights` [batch, heads, tokens] of
+      models that pool by attention.
+    name: of the tower.
 
   Returns:
-    [images, ...].
+    [images or texts, ...].
   """
-  module, tower_variables = tower(model)
 
   @jax.jit
-  def compute(variables, image):
-    _, intermediates = module.apply(variables, image)
-    return layers.constrain(reduce(intermediates))
+  def compute(variables, batch):
+    found = _intermediates(model, variables, batch, name)
+    return layers.constrain(reduce(found))
 
-  size, parts = model.whole_batch(min(_BATCH, len(images))), []
-  for start in range(0, len(images), size):
-    chunk = images[start : start + size]
+  size, parts = model.whole_batch(min(_BATCH, len(inputs))), []
+  for start in range(0, len(inputs), size):
+    chunk = inputs[start : start + size]
     # Of one shape, the last as well, so that it is compiled once.
-    padding = [(0, size - len(chunk)), (0, 0), (0, 0), (0, 0)]
+    padding = [(0, size - len(chunk))] + [(0, 0)] * (chunk.ndim - 1)
     with jax.set_mesh(model.mesh):
-      batch = mesh_lib.to_mesh({'image': np.pad(chunk, padding)}, model.mesh)
-      result = compute(tower_variables, batch['image'])
+      batch = mesh_lib.to_mesh({'input': np.pad(chunk, padding)}, model.mesh)
+      result = compute(model.variables, batch['input'])
     parts.append(jax.device_get(result)[: len(chunk)])
   return np.concatenate(parts)
 
 
-def shapes(model: trained.Trained) -> Mapping[str, Any]:
-  """Returns the shapes of a model's intermediates for one image."""
-  image = model.task.batch_spec(1)['image']
-  module, variables = tower(model)
-  _, result = jax.eval_shape(module.apply, variables, image)
-  return result
+def shapes(model: trained.Trained, name: str = 'image') -> Mapping[str, Any]:
+  """Returns the shapes of a tower's intermediates for one input."""
+  tower(model, name)
+  inputs = model.task.batch_spec(1)[name]
+  return jax.eval_shape(
+    lambda *given: _intermediates(model, *given, name), model.variables, inputs
+  )
 
 
 def attention_grid(model: trained.Trained) -> tuple[int, int]:
   """Returns rows and columns of patches; ConfigError without attention."""
   found = shapes(model)
-  blocks = found.get('blocks', {}).values()
-  if not any('attention_weights' in block for block in blocks):
+  if not _attends(found) and 'pooling_weights' not in found:
     raise ConfigError('This model has no attention to look at.')
-  return found['patches'].shape[1:3]
+  return grid(found)
+
+
+def _attends(intermediates: Mapping[str, Any]) -> bool:
+  blocks = intermediates.get('blocks', {}).values()
+  return any('attention_weights' in block for block in blocks)
+
+
+def grid(intermediates: Mapping[str, Any]) -> tuple[int, int]:
+  """Returns rows and columns of the places of an image, given shapes.
+
+  Raises:
+    ConfigError: there are none at the end of the model.
+  """
+  for name in _FEATURE_MAPS:
+    if name in intermediates:
+      return intermediates[name].shape[1:3]
+  raise ConfigError('This model does not give the features of places.')
+
+
+def places(intermediates: Mapping[str, Any]) -> jax.Array:
+  """Returns features of the last layer, [batch, rows, columns, width]."""
+  rows, columns = grid(intermediates)
+  found = intermediates.get('encoded')
+  if found is None:  # Of ResNets.
+    found = next(intermediates[x] for x in _FEATURE_MAPS if x in intermediates)
+  else:
+    found = found[:, -rows * columns :]
+    found = found.reshape(-1, rows, columns, found.shape[-1])
+  return found.astype(jnp.float32)
+
+
+def feature(intermediates: Mapping[str, Any]) -> jax.Array:
+  """Returns what inputs are compared by, [batch, width].
+
+  That is what CLIP compares images and texts by, or else what is pooled; the
+  mean over tokens where nothing is.
+  """
+  name = 'projected' if 'projected' in intermediates else 'pooled'
+  return few_shot.feature_of(intermediates, name)
 
 
 def attention_layers(intermediates: Mapping[str, Any]) -> list[jax.Array]:
   """Returns the weights [batch, heads, queries, keys] of each layer."""
+  if not _attends(intermediates):
+    return []
   blocks = intermediates['blocks']
   if 'blocks' in blocks:  # Layers in a loop: one array, their axis in front.
     layers = list(blocks['blocks']['attention_weights'])
@@ -90,9 +184,26 @@ def attention_layers(intermediates: Mapping[str, Any]) -> list[jax.Array]:
   return [weights.astype(jnp.float32) for weights in layers]
 
 
+def reader(module: Any, intermediates: Mapping[str, Any]) -> jax.Array:
+  """Returns what a tower makes one vector of, [batch or 1, tokens].
+
+  It is the share that the output of each token has in the pooled vector. Of
+  attention that pools, it is the mean over heads.
+  """
+  if 'pooling_weights' in intermediates:
+    return intermediates['pooling_weights'].mean(1)
+  tokens, pooling = intermediates['encoded'].shape[1], module.pooling
+  if pooling in ('token', 'last', 'end'):
+    chosen = {'token': 0, 'last': tokens - 1}.get(pooling)
+    if chosen is None:
+      chosen = intermediates['input'].argmax(1)[:, None]
+    return (jnp.arange(tokens)[None] == chosen).astype(jnp.float32)
+  return jnp.full((1, tokens), 1 / tokens)
+
+
 def filters(model: trained.Trained) -> np.ndarray:
   """Returns what sees the pixels: [height, width, channels, filters]."""
-  params = rules.by_path(tower(model)[1]['params'])
+  params = rules.by_path(tower(model)[1])
   # Of a ResNet of CLIP; of a hybrid and other ResNets; of all others.
   names = ('stem/conv_1/kernel', 'backbone/root/kernel', 'embedding/kernel')
   return jax.device_get(next(params[x] for x in names if x in params))
@@ -109,27 +220,39 @@ def position_tables(model: trained.Trained) -> np.ndarray:
   """
   module, _ = tower(model)
   kind = getattr(module, 'position', 'none')
+  if isinstance(module, ModifiedResNet):  # Of what its pooling attends to.
+    kind = 'learned'
   if kind in ('none', 'relative'):
     raise ConfigError(
       f'This model has no embedding of where a patch is (position: {kind}).'
     )
-  grid = shapes(model)['patches'].shape[1:3]
+  rows_columns = grid(shapes(model))
   if kind == 'sincos_2d':
     width = module.sizes['width']
-    return position.sincos_2d(grid, width).reshape(1, *grid, width)
+    table = position.sincos_2d(rows_columns, width)
+    return table.reshape(1, *rows_columns, width)
   if kind == 'learned':
     table = _stacked(model, 'position/embedding')
-    return table[:, -grid[0] * grid[1] :].reshape(len(table), *grid, -1)
+    table = table[:, -rows_columns[0] * rows_columns[1] :]
+    return table.reshape(len(table), *rows_columns, -1)
   row, column = (_stacked(model, f'position/{x}') for x in ('row', 'column'))
-  row = np.repeat(row[:, :, None], grid[1], axis=2)
-  column = np.repeat(column[:, None], grid[0], axis=1)
+  row = np.repeat(row[:, :, None], rows_columns[1], axis=2)
+  column = np.repeat(column[:, None], rows_columns[0], axis=1)
   return np.concatenate([row, column], axis=-1)
 
 
-def _stacked(model: trained.Trained, name: str) -> np.ndarray:
-  """Returns the matrices [n, length, width] of all layers with that name."""
-  params = rules.by_path(tower(model)[1]['params'])
-  found = [params[path] for path in sorted(params) if path.endswith(name)]
+def text_positions(model: trained.Trained) -> np.ndarray:
+  """Returns the position embeddings of a text's tokens, [length, width]."""
+  (table,) = _stacked(model, 'position/embedding', 'text')
+  return table
+
+
+def _stacked(
+  model: trained.Trained, path: str, name: str = 'image'
+) -> np.ndarray:
+  """Returns the matrices [n, length, width] of all layers with that path."""
+  params = rules.by_path(tower(model, name)[1])
+  found = [params[x] for x in sorted(params) if x.endswith(path)]
   # Of layers that run in a loop, one array holds all.
   parts = [x.reshape(-1, *x.shape[-2:]) for x in jax.device_get(found)]
   return np.concatenate(parts)

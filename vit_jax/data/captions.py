@@ -115,6 +115,11 @@ def is_known(spec: str) -> bool:
   return all(family in FAMILIES for family in families)
 
 
+def without_conditions(spec: str) -> str:
+  """Returns the spec of all the records that another chooses from."""
+  return spec.partition(_WHERE)[0]
+
+
 def openers(spec: str) -> Mapping[str, Callable[[], CaptionSource]]:
   """Returns how to open each split of one spec, without ' + '.
 

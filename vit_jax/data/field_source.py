@@ -61,8 +61,9 @@ def fields(argument: str) -> dict[str, Callable[[], FieldSource]]:
 
   @functools.cache
   def class_names() -> tuple[str, ...]:
-    # Of all splits, so that each has the same labels.
-    sources = [open_split() for open_split in openers.values()]
+    # Of all splits and records, so that labels are the same for any part.
+    whole = captions.openers(captions.without_conditions(spec))
+    sources = [open_split() for open_split in whole.values()]
     return tuple(
       sorted({
         _value(source, index, field)

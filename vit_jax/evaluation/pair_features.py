@@ -1,8 +1,14 @@
 """Features of the images and texts of a data set, by a task that has both.
 
-Such a task has `encode_image(variables, image)` and `encode_text(variables,
-tokens)`, which give features and intermediates, and `tokens(texts)`. Results
-are on the host, in float32, for `retrieval` and `zero_shot`.
+Such a task has `encode_image(variables, image)`, which gives features and
+intermediates, `tokens(texts)`, and one of
+
+  encode_text(variables, tokens), the same of texts; they are compared by their
+    cosine with images.
+  score_features(variables, features, tokens), which compares features of images
+    with texts itself, and gives [images, texts].
+
+Results are on the host, in float32, for `retrieval` and `zero_shot`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,6 +88,40 @@ def images(
   return {name: x[found['mask'] > 0] for name, x in found.items()}
 
 
+def scores(
+  task: Any,
+  variables: Any,
+  features: np.ndarray,
+  texts: Sequence[str],
+  batch_size: int,
+) -> np.ndarray:
+  """Returns how well texts go with images, [images, texts], by the task itself.
+
+  Every process calls it with the same features and texts.
+
+  Args:
+    task: with `score_features`.
+    variables: of the model.
+    features: of images, [images, width].
+    texts: all that images are compared with.
+    batch_size: images at a time, divisible by the devices of the mesh.
+  """
+  tokens = np.asarray(task.tokens(list(texts)))
+
+  @jax.jit
+  def score(variables, features):
+    features = layers.constrain(features, layers.BATCH)
+    return layers.constrain(task.score_features(variables, features, tokens))
+
+  parts = []
+  for start in range(0, len(features), batch_size):
+    part = features[start : start + batch_size]
+    # One compiled program for all: the last batch is filled up.
+    padded = np.pad(part, ((0, batch_size - len(part)), (0, 0)))
+    parts.append(jax.device_get(score(variables, padded))[: len(part)])
+  return np.concatenate(parts)
+
+
 def evaluate_retrieval(
   task: Any,
   variables: Any,
@@ -115,8 +155,12 @@ def evaluate_retrieval(
     for text in texts
   }
   text_of, texts = zip(*pairs)
-  encode_texts = make_encode_texts(task, variables, batch_size)
-  result = retrieval.evaluate(
-    found['features'], encode_texts(texts), text_of, image_of
-  )
+  if hasattr(task, 'encode_text'):
+    encode_texts = make_encode_texts(task, variables, batch_size)
+    result = retrieval.evaluate(
+      found['features'], encode_texts(texts), text_of, image_of
+    )
+  else:
+    table = scores(task, variables, found['features'], texts, batch_size)
+    result = retrieval.evaluate_scores(table, text_of, image_of)
   return result, retrieval.chance(text_of, image_of)

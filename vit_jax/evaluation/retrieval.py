@@ -10,7 +10,7 @@ as chance; if ties counted as hits it would be perfect, and if they counted as
 misses, data with the same picture or caption twice could not be found in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,10 +103,46 @@ def ranks(
     ValueError: a query has no right candidate, or numbers differ.
   """
   queries, candidates = unit(queries), unit(candidates)
-  query_of, candidate_of = np.asarray(query_of), np.asarray(candidate_of)
-  if (len(query_of), len(candidate_of)) != (len(queries), len(candidates)):
+  return _ranks(
+    lambda rows: queries[rows] @ candidates.T,
+    (len(queries), len(candidates)),
+    query_of,
+    candidate_of,
+  )
+
+
+def ranks_of_scores(
+  scores: np.ndarray, query_of: np.ndarray, candidate_of: np.ndarray
+) -> Ranks:
+  """Ranks candidates by scores that are known; otherwise as `ranks`.
+
+  Args:
+    scores: [queries, candidates]; the largest is the best.
+    query_of: see `ranks`.
+    candidate_of: see `ranks`.
+
+  Raises:
+    ValueError: a score is not finite, or as in `ranks`.
+  """
+  scores = np.asarray(scores, np.float64)
+  if not np.isfinite(scores).all():
     raise ValueError(
-      f'{len(queries)} queries and {len(candidates)} candidates belong to '
+      f'{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite'
+    )
+  return _ranks(lambda rows: scores[rows], scores.shape, query_of, candidate_of)
+
+
+def _ranks(
+  scores_of: Callable[[slice], np.ndarray],
+  shape: tuple[int, int],
+  query_of: np.ndarray,
+  candidate_of: np.ndarray,
+) -> Ranks:
+  """Ranks by what gives the scores of some queries, [rows, candidates]."""
+  query_of, candidate_of = np.asarray(query_of), np.asarray(candidate_of)
+  if (len(query_of), len(candidate_of)) != shape:
+    raise ValueError(
+      f'{shape[0]} queries and {shape[1]} candidates belong to '
       f'{len(query_of)} and {len(candidate_of)} things: one each is expected'
     )
   if not (found := np.isin(query_of, candidate_of)).all():
@@ -114,10 +150,10 @@ def ranks(
       f'{(~found).sum()} of {len(found)} queries have no right candidate, the '
       f'first is number {found.argmin()}'
     )
-  rows = max(1, _SCORES // len(candidates))
+  rows = max(1, _SCORES // shape[1])
   parts = []
-  for start in range(0, len(queries), rows):
-    scores = queries[start : start + rows] @ candidates.T
+  for start in range(0, shape[0], rows):
+    scores = scores_of(slice(start, start + rows))
     right = query_of[start : start + rows, None] == candidate_of
     best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
     equal = np.abs(scores - best) <= _EQUAL
@@ -168,6 +204,17 @@ def evaluate(
   return Result(
     _direction(ranks(images, texts, image_of, text_of), len(texts)),
     _direction(ranks(texts, images, text_of, image_of), len(images)),
+  )
+
+
+def evaluate_scores(
+  scores: np.ndarray, text_of: Sequence[int], image_of: Sequence[int]
+) -> Result:
+  """Scores retrieval by a table [images, texts]; otherwise as `evaluate`."""
+  images, texts = scores.shape
+  return Result(
+    _direction(ranks_of_scores(scores, image_of, text_of), texts),
+    _direction(ranks_of_scores(scores.T, text_of, image_of), images),
   )
 
 

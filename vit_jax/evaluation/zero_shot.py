@@ -96,13 +96,43 @@ def evaluate(
       f'to choose from, of {len(classes)} that have a vector'
     )
   found = retrieval.ranks(images, classes[among], labels, among)
+  return _result(found, labels, len(among))
+
+
+def evaluate_scores(
+  prompts: prompts_lib.Prompts, scores: np.ndarray, labels: Sequence[int]
+) -> Result:
+  """Scores a model that gives the log-likelihood of texts.
+
+  That of a class is the one of any of its sentences, all being as likely.
+
+  Args:
+    prompts: of the classes.
+    scores: [images, sentences], of all sentences of the first class, then of
+      the second, and so on.
+    labels: int [images].
+
+  Raises:
+    ValueError: numbers differ, or scores are not finite.
+  """
+  counts = [len(prompts.texts(label)) for label in range(len(prompts.names))]
+  parts = np.split(np.asarray(scores, np.float64), np.cumsum(counts)[:-1], 1)
+  classes = np.stack(
+    [np.logaddexp.reduce(x, axis=1) - np.log(x.shape[1]) for x in parts], axis=1
+  )
+  labels, numbers = np.asarray(labels), np.arange(len(counts))
+  found = retrieval.ranks_of_scores(classes, labels, numbers)
+  return _result(found, labels, len(counts))
+
+
+def _result(found: retrieval.Ranks, labels: np.ndarray, classes: int) -> Result:
   first = retrieval.hits(found, 1)
   return Result(
     float(first.mean()),
     float(retrieval.hits(found, 5).mean()),
     mean_per_class(first, labels),
     len(labels),
-    len(among),
+    classes,
   )
 
 

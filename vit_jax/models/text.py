@@ -69,13 +69,14 @@ class TextTransformer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, text: Array, *, train: bool = False
+    self, text: Array, *, start: Array | None = None, train: bool = False
   ) -> tuple[Array, dict[str, Any]]:
     """Encodes texts.
 
     Args:
       text: int [batch, length], token ids below `vocabulary_size`; what is
         embedded of another id is not a number.
+      start: [batch, width], stands for the embedding of the first token.
       train: whether dropout acts (it needs the random stream `dropout`).
 
     Returns:
@@ -94,6 +95,8 @@ class TextTransformer(nn.Module):
       name='embedding',
     )
     x = layers.constrain(embedding(text), layers.BATCH)
+    if start is not None:
+      x = x.at[:, 0].set(start.astype(x.dtype))
     x = x + position.Learned(0.01, name='position')(x).astype(x.dtype)
     out = {'tokens': x}
     x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -34,6 +34,8 @@ Not every task has these:
     name; few-shot evaluation and linear probes take their features from it.
   predict(variables, image): probabilities of the classes.
   pictures(variables, batches): pairs of a name and a figure for the report.
+  encode_image, and encode_text or score_features: what retrieval and zero-shot
+    classification compare; see `vit_jax.evaluation.pair_features`.
   embed(variables, batch, key), loss_of_features(params, features, batch): the
     two halves of a loss that compares all examples of a batch, so that large
     batches can go through in parts; see `vit_jax.training.gradient_cache`.

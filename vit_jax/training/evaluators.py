@@ -34,7 +34,7 @@ def make(run: Any, say: inputs.Say) -> list[Evaluator]:
 def check(run: Any) -> None:
   """Raises ConfigError if something is asked for that cannot be measured."""
   asked = run.config.eval
-  if hasattr(run.task, 'encode_text'):
+  if hasattr(run.task, 'encode_image'):
     return
   for name, on in (
     ('retrieval', asked.retrieval != 'off'),

@@ -59,6 +59,7 @@ def read(
   step: str | None = None,
   overrides: Sequence[str] = (),
   grid: tuple[int, int] | None = None,
+  told: Mapping[str, Any] | None = None,
 ) -> Saved:
   """Reads a trained model.
 
@@ -69,6 +70,7 @@ def read(
     overrides: of the configuration, '--config.section.key=value'.
     grid: rows and columns of the position embeddings of a released
       checkpoint, where its tensors do not tell.
+    told: what else they do not tell, see `vit_jax.released.read`.
 
   Raises:
     ConfigError: there is no such checkpoint, it is not understood, or an
@@ -76,7 +78,7 @@ def read(
     CheckpointError: it is damaged.
   """
   if path.is_file() or any(path.glob('*.safetensors')):
-    return _of_released(path, step, overrides, grid)
+    return _of_released(path, step, overrides, grid, told or {})
   return _of_run(path, step, overrides)
 
 
@@ -108,6 +110,7 @@ def _of_released(
   step: str | None,
   overrides: Sequence[str],
   grid: tuple[int, int] | None,
+  told: Mapping[str, Any],
 ) -> Saved:
   if step is not None:
     raise ConfigError(
@@ -115,7 +118,7 @@ def _of_released(
       'released checkpoint. Leave it out.'
     )
   try:
-    found = released.read(path, grid=grid)
+    found = released.read(path, grid=grid, told=told)
   except (released.ReleasedError, OSError) as error:
     raise ConfigError(str(error)) from error
   # A run that nobody ran here: what evaluation asks for, and no data.

@@ -15,7 +15,9 @@ from vit_jax.models.mixer import Mixer
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.vit import ViT
+from vit_jax.tasks.bag_of_words import BagOfWords
 from vit_jax.tasks.byol import BYOL
+from vit_jax.tasks.captioning import Captioning
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.tasks.discrete_vae import DiscreteVae
@@ -32,7 +34,9 @@ MODELS = {
   'vit': ViT,
 }
 TASKS = {
+  'bag_of_words': BagOfWords,
   'byol': BYOL,
+  'captioning': Captioning,
   'classification': Classification,
   'contrastive': Contrastive,
   'discrete_vae': DiscreteVae,

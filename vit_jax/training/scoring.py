@@ -100,9 +100,15 @@ class Scorer:
     transform = transform or records.open_preprocess(self.config, 'test')
     batches = self.batches(source, transform)
     found = pair_features.images(self.task, variables, batches)
-    return zero_shot.evaluate(
-      found['features'], found['label'], self.classifier(variables, named)
+    if hasattr(self.task, 'encode_text'):
+      return zero_shot.evaluate(
+        found['features'], found['label'], self.classifier(variables, named)
+      )
+    texts = [x for label in range(len(named.names)) for x in named.texts(label)]
+    scores = pair_features.scores(
+      self.task, variables, found['features'], texts, self._batch_size
     )
+    return zero_shot.evaluate_scores(named, scores, found['label'])
 
   def classifier(self, variables: Any, named: prompts.Prompts) -> np.ndarray:
     """Returns a unit vector for each class, [classes, width]."""

@@ -47,6 +47,7 @@ def load(
   step: str | None = None,
   overrides: Sequence[str] = (),
   grid: tuple[int, int] | None = None,
+  told: Mapping[str, Any] | None = None,
 ) -> Trained:
   """Reads a trained model and sends it to the devices.
 
@@ -55,13 +56,14 @@ def load(
     step: number of a checkpoint, 'best', or None for the newest.
     overrides: of the configuration, '--config.section.key=value'.
     grid: rows and columns of position embeddings, where a file does not tell.
+    told: what else it does not tell, see `vit_jax.released.read`.
 
   Raises:
     ConfigError: there is no such checkpoint, its parameters do not fit the
       model, or an override is of what training has settled.
     CheckpointError: it is damaged.
   """
-  found = saved.read(path, step, overrides, grid)
+  found = saved.read(path, step, overrides, grid, told)
   frozen = frozen_lib.of_meta(found.teacher)
   task = build.make_task(
     found.config, found.known, to_steps=None, frozen=frozen
