@@ -34,7 +34,7 @@ def test_nothing_reads_a_config_with_a_default_of_its_own():
 def test_training_needs_no_tensorflow():
   modules = (
     'analyze', 'benchmark', 'convert', 'evaluate', 'few_shot', 'plan',
-    'predict',    'sweep', 'train', 'train_tokenizer',
+    'generate', 'predict', 'sweep', 'train', 'train_tokenizer',
   )  # fmt: skip
   code = (
     ''.join(f'import vit_jax.{name}\n' for name in modules)

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   resolved = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
   # Speed of step and inference does not need the data itself.
   run = run_lib.prepare(resolved, planned='data' not in chosen)
+  if run.chosen:
+    console.print(run.chosen, highlight=False, markup=False)
   kind = run.mesh.devices.flat[0].device_kind
   device = f'{run.mesh.size} x {kind}'
   results = {'config': known.config, 'device': device}

@@ -9,8 +9,10 @@ name:
   zero_shot     classifying by the names of classes
   linear_probe  a linear classifier of frozen features
   robustness    accuracy on corrupted images
+  generation    how good the pictures are that a model draws of captions
 
-The last three read labels: of the test data, or of --source.
+zero_shot, linear_probe and robustness read labels: of the test data, or of
+--source.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from rich.console import Console
 
 from vit_jax import command_line
@@ -34,7 +37,9 @@ from vit_jax.evaluation import (
   retrieval,
   zero_shot,
 )
-from vit_jax.training import inputs, records, scoring, trained
+from vit_jax.generation import networks, sampler, scores
+from vit_jax.models import decoding
+from vit_jax.training import inputs, matching, records, scoring, trained
 
 
 def main(arguments: Sequence[str], console: Console) -> None:
@@ -96,6 +101,16 @@ def _parser() -> argparse.ArgumentParser:
   )
   options.add_argument(
     '--feature', default='pooled', help='of linear_probe; pooled by default'
+  )
+  options.add_argument(
+    '--count', type=int, default=1000, help='of captions, for generation'
+  )
+  options.add_argument(
+    '--best-of', type=int, default=1, help='pictures of each that --clip ranks'
+  )
+  options.add_argument('--clip', help='workdir of a CLIP, for generation')
+  options.add_argument(
+    '--network', help='workdir whose features compare pictures, for generation'
   )
   options.add_argument(
     '--report', type=pathlib.Path, help='Markdown file to write'
@@ -193,12 +208,40 @@ def _robustness(
   return corruptions.figures(found), {'corruption_results': {where: found}}
 
 
+def _generation(
+  model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
+) -> tuple[dict, dict]:
+  """Scores pictures that a model draws of test captions."""
+  del scorer
+  if not hasattr(model.task, 'sample'):
+    raise ConfigError(
+      '--tasks=generation needs a model that draws pictures; this one is a '
+      f'{model.config.model.name} for {model.config.task.name}.'
+    )
+
+  def opened(path: str | None) -> trained.Trained | None:
+    return trained.load(epath.Path(path)) if path else None
+
+  drawer = sampler.Sampler(model)
+  clip, network = opened(known.clip), opened(known.network)
+  found, notes = scores.evaluate(
+    drawer,
+    scores.read(drawer, _test_source(model), known.count),
+    sampling=decoding.Sampling(),
+    best_of=known.best_of,
+    matcher=matching.Matcher(clip) if clip else None,
+    network=networks.of_trained(network) if network else None,
+  )
+  return found, {'facts': {'pictures': '; '.join(notes)}}
+
+
 _TASKS = {
   'metrics': _metrics,
   'retrieval': _retrieval,
   'zero_shot': _zero_shot,
   'linear_probe': _linear_probe,
   'robustness': _robustness,
+  'generation': _generation,
 }
 
 
@@ -259,11 +302,13 @@ def _write_report(
   path: pathlib.Path, model: trained.Trained, tables: dict[str, Any]
 ) -> None:
   test = model.config.data.test
+  tables = dict(tables)
   facts = {
     'model': f'{model.config.model.name}, step {model.step:,}',
     'trained on': f'{model.config.data.train.source} '
     f'{model.config.data.train.split}',
     'images': test.preprocess,
+    **tables.pop('facts', {}),
   }
   page = markdown_report.write('Evaluation', facts, **tables)
   path.write_text(page, encoding='utf-8')

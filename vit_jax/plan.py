@@ -159,6 +159,10 @@ def _side_by_side(
   title: str, plans: Sequence[variations.Named], console: Console
 ) -> list[dict]:
   console.print(tables.of_plans(title, plans), highlight=False)
+  for name, plan in plans:
+    if plan.chosen:
+      what = name or f'{plan.images:,} images'
+      console.print(f'{what}: {plan.chosen}', highlight=False, markup=False)
   return [{'name': name, **plan.to_json()} for name, plan in plans]
 
 

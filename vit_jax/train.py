@@ -28,6 +28,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   processes.start()
   resolved = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
   run = run_lib.prepare(resolved, planned=known.check)
+  if run.chosen:
+    processes.console(console).print(run.chosen, highlight=False, markup=False)
   if known.check:
     console.print(summary.of_plan(run))
     return

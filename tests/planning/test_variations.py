@@ -48,9 +48,10 @@ def planner(*overrides):
 
   def plan(topology, changes):
     config = resolved(*overrides, *changes)
-    split = config.mesh.fsdp != 1
-    images = config.batch_size / 8 / config.optimizer.accumulate
-    kept = {'none': 1, 'names': 0.5, 'full': 0.25}[config.model.remat]
+    split = config.mesh.fsdp not in (None, 1)
+    accumulate = config.optimizer.accumulate or 1
+    images = config.batch_size / 8 / accumulate
+    kept = {'auto': 1, 'names': 0.5, 'full': 0.25}[config.model.remat]
     needed = int((2 * (not split) + images * kept) * 3 * 2**30)
     fits = needed <= 15.48 * 2**30
     cycles = config.batch_size * (200 if needed > 14 * 2**30 else 100)
@@ -65,6 +66,7 @@ def planner(*overrides):
         fits, needed, 0.0, 0.0, program=program.Program(cycles=cycles)
       ),
       remembered=False,
+      accumulate=accumulate,
     )
 
   return plan

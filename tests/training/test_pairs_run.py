@@ -327,3 +327,17 @@ def test_meshes_agree():
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
     *results,
   )
+
+
+@pytest.mark.slow
+def test_combinations_that_were_never_seen_are_found(tmp_path):
+  path = pathlib.Path(__file__).parents[2] / 'configs' / 'clip_shapes.py'
+  settings = config_lib.resolve(
+    config_lib.load(str(path)), ['--config.total=500steps'], schema.SCHEMA
+  )
+  train(settings, tmp_path)
+  rows = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').open()]
+  last = {key: value for row in rows for key, value in row.items()}
+  # Chance is 0.7 %.
+  assert last['retrieval/image_to_text_recall_1'] > 0.9
+  assert last['retrieval/text_to_image_recall_1'] > 0.9

@@ -50,8 +50,10 @@ def of_task(task: Any) -> Compute:
   """
   image = task.batch_spec(1)['image']
   variables = jax.eval_shape(task.init, jax.random.key(0))
-  intermediates = jax.eval_shape(task.intermediates, variables, image)
-  params, tokens = variables['params'], intermediates.get('tokens')
+  params, tokens = variables['params'], None
+  if hasattr(task, 'intermediates'):
+    found = jax.eval_shape(task.intermediates, variables, image)
+    tokens = found.get('tokens')
   needed = flops.training_flops(task)
   whole = _with_every_token(task) or needed
   return Compute(

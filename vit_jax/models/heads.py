@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers, transformer
+from vit_jax.models import attention, layers
 
 Array = jax.Array
 
@@ -30,7 +30,7 @@ class AttentionPooling(nn.Module):
     width = x.shape[-1]
     probe = self.param('probe', nn.initializers.xavier_uniform(), (1, 1, width))
     probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
-    x, _ = transformer.Attention(
+    x, _ = attention.Attention(
       self.num_heads,
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,

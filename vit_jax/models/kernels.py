@@ -4,7 +4,7 @@ What automatic differentiation makes of them keeps more than a CPU can hold
 near, and reads it more often: with these, and the products of
 `layers.Linear`, a training step of ViT-Ti/16 takes 0.6 times as long
 there. Attention for a TPU is better left to the compiler, see
-`transformer.Attention`. Both are plain JAX: they run and shard everywhere.
+`attention.Attention`. Both are plain JAX: they run and shard everywhere.
 """
 
 import functools

@@ -133,6 +133,33 @@ class Linear(nn.Module):
     return jnp.tensordot(x, kernel, (axes, tuple(range(len(axes))))) + bias
 
 
+class Dropout(nn.Module):
+  """Sets a share of an activation to zero, and scales up the others.
+
+  Eight random bits decide about each value, so that a rate means the nearest
+  multiple of 1/256 (0.1016 for 0.1); the scale is exactly that of the share.
+  With 32 bits a step of ViT-B/16 is 5 % slower on a TPU v3, by its compiler.
+
+  Attributes:
+    rate: 0 or more, and less than 1.
+    deterministic: whether nothing is dropped.
+  """
+
+  rate: float
+  deterministic: bool
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps an array to one of the same shape and type."""
+    if self.deterministic or not self.rate:
+      return x
+    # A rate that is not 0 drops something, and never all.
+    dropped = min(max(round(self.rate * 256), 1), 255)
+    bits = jax.random.bits(self.make_rng('dropout'), x.shape, jnp.uint8)
+    kept = x / jnp.asarray(1 - dropped / 256, x.dtype)
+    return jnp.where(bits >= dropped, kept, 0)
+
+
 class Mlp(nn.Module):
   """Two linear layers with an activation, and dropout, between them."""
 
@@ -153,7 +180,7 @@ class Mlp(nn.Module):
     up, down = self.inits.mlp_up, self.inits.mlp_down
     x = linear((width,), (self.hidden,), up, name='up')(x)
     x = ACTIVATIONS[self.activation](x)
-    x = nn.Dropout(self.dropout, deterministic=self.deterministic)(x)
+    x = Dropout(self.dropout, self.deterministic)(x)
     return linear((self.hidden,), (width,), down, name='down')(x)
 
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers, position, transformer
+from vit_jax.models import attention, layers, position
 
 Array = jax.Array
 
@@ -134,7 +134,7 @@ class AttentionPool(nn.Module):
     x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
     deviation = channels**-0.5
     x = x + position.Learned(deviation, name='position')(x).astype(x.dtype)
-    x, _ = transformer.Attention(
+    x, _ = attention.Attention(
       self.num_heads,
       mix_heads=False,
       inits=layers.Inits(attention=nn.initializers.normal(deviation)),

@@ -40,7 +40,8 @@ class TextTransformer(nn.Module):
   # One compiled block in a loop: compiles faster, runs slower.
   scan: bool = False
   # What the backward pass computes again instead of keeping it.
-  remat: Literal['none', 'full', 'dots', 'names'] = 'none'
+  # 'auto' is 'none', unless who trains it chooses.
+  remat: Literal['auto', 'none', 'full', 'dots', 'names'] = 'auto'
   dtype: Any = jnp.float32
   softmax_dtype: Any = jnp.float32
 
@@ -99,7 +100,7 @@ class TextTransformer(nn.Module):
       x = x.at[:, 0].set(start.astype(x.dtype))
     x = x + position.Learned(0.01, name='position')(x).astype(x.dtype)
     out = {'tokens': x}
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = layers.Dropout(self.dropout, not train)(x)
     out['encoded'], out['blocks'] = transformer.Transformer(
       depth=self.depth,
       num_heads=self.num_heads,

@@ -6,7 +6,7 @@ in comments use: batch, length (tokens), width, heads, depth (of a head).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.models import kernels, layers
+from vit_jax.models import layers, sparse_attention
+from vit_jax.models.attention import Attention
 
 Array = jax.Array
 Dtype = Any
@@ -33,104 +34,6 @@ REMAT = {
 }
 
 
-def relative_logits(query: Array, offsets: Array) -> Array:
-  """Attention logits from the distance of two tokens in the sequence.
-
-  The query is multiplied with an embedding of the offset between query and
-  key (Shaw et al., arXiv:1803.02155; ViT, arXiv:2010.11929, appendix D.4:
-  "1-dimensional relative attention"). Heads share the embeddings.
-
-  Args:
-    query: [batch, length, heads, depth].
-    offsets: [2 length - 1, depth], from -(length - 1) to length - 1.
-
-  Returns:
-    [batch, heads, query, key].
-  """
-  length = query.shape[1]
-  logits = jnp.einsum('bqhd,od->bhqo', query, offsets.astype(query.dtype))
-  wanted = np.arange(length)[None, :] - np.arange(length)[:, None]
-  wanted = jnp.asarray(wanted + length - 1)[None, None]
-  return jnp.take_along_axis(logits, wanted, axis=-1)
-
-
-class Attention(nn.Module):
-  """Multi-head attention (arXiv:1706.03762, section 3.2).
-
-  Attributes:
-    num_heads: heads, each of width / num_heads.
-    dropout: rate at which attention weights are dropped.
-    causal: whether a token sees none of those after it.
-    mix_heads: whether a last linear layer, `out`, mixes the heads' results.
-    softmax_dtype: bfloat16 needs a quarter less memory on TPU than float32.
-  """
-
-  num_heads: int
-  dropout: float = 0.0
-  causal: bool = False
-  mix_heads: bool = True
-  inits: layers.Inits = layers.Inits()
-  deterministic: bool = True
-  dtype: Dtype = jnp.float32
-  softmax_dtype: Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, x: Array, memory: Array | None = None, offsets: Array | None = None
-  ) -> tuple[Array, Array]:
-    """Attends from `x` to `memory`, or to itself.
-
-    Args:
-      x: [batch, queries, width].
-      memory: [batch, keys, width].
-      offsets: embeddings of relative positions, see `relative_logits`.
-
-    Returns:
-      The output [batch, queries, width] and the attention weights
-      [batch, heads, queries, keys].
-    """
-    width = x.shape[-1]
-    heads = (self.num_heads, width // self.num_heads)
-    memory = x if memory is None else memory
-    linear = functools.partial(
-      layers.Linear, (width,), heads, self.inits.attention, dtype=self.dtype
-    )
-    query = linear(name='query')(x)
-    key = linear(name='key')(memory)
-    value = linear(name='value')(memory)
-
-    weights = self._weights(query, key, offsets)
-    drops = self.dropout > 0 and not self.deterministic
-    if layers.on_cpu() and not drops and offsets is None:
-      # The weights above are then computed only if somebody uses them.
-      x = kernels.attend(query, key, value, self.softmax_dtype, self.causal)
-    else:
-      dropped = nn.Dropout(self.dropout, deterministic=not drops)(weights)
-      x = jnp.einsum('bhqk,bkhd->bqhd', dropped, value)
-    if not self.mix_heads:
-      return x.reshape(*x.shape[:2], width), weights
-    out = layers.Linear(
-      heads,
-      (width,),
-      self.inits.attention_out,
-      dtype=self.dtype,
-      name='out',
-    )
-    return out(x), weights
-
-  def _weights(self, query: Array, key: Array, offsets: Array | None) -> Array:
-    """Returns the attention weights, [batch, heads, queries, keys]."""
-    query = query * np.asarray(query.shape[-1] ** -0.5, query.dtype)
-    logits = jnp.einsum(
-      'bqhd,bkhd->bhqk', query, key, preferred_element_type=self.softmax_dtype
-    )
-    if offsets is not None:
-      logits += relative_logits(query, offsets).astype(logits.dtype)
-    if self.causal:
-      logits = kernels.hide_future(logits)
-    return nn.softmax(logits, axis=-1).astype(self.dtype)
-
-
 class Block(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)).
 
@@ -139,6 +42,7 @@ class Block(nn.Module):
       its input, where every layer has its own.
     relative: whether this block learns its own relative positions.
     causal: whether a token sees none of those after it.
+    pattern: what tokens see where they are a text and an image after it.
   """
 
   num_heads: int
@@ -151,13 +55,14 @@ class Block(nn.Module):
   position: Callable[[], nn.Module] | None = None
   relative: bool = False
   causal: bool = False
+  pattern: sparse_attention.Pattern | None = None
   inits: layers.Inits = layers.Inits()
   deterministic: bool = True
   dtype: Dtype = jnp.float32
   softmax_dtype: Dtype = jnp.float32
 
   def _branch(self, y: Array, drop_rate: float | Array) -> Array:
-    y = nn.Dropout(self.dropout, deterministic=self.deterministic)(y)
+    y = layers.Dropout(self.dropout, self.deterministic)(y)
     if self.stochastic_depth and not self.deterministic:
       y = layers.drop_path(y, drop_rate, self.make_rng('dropout'))
     return y
@@ -169,6 +74,7 @@ class Block(nn.Module):
     drop_rate: float | Array,
     shared: dict[str, Array],
     first: int | None = None,
+    cache: sparse_attention.Cache | None = None,
   ) -> tuple[Array, dict[str, Array]]:
     """Maps [batch, length, width] to the same, and its intermediates.
 
@@ -176,8 +82,9 @@ class Block(nn.Module):
       x: the input.
       drop_rate: of both residual branches (stochastic depth).
       shared: what all blocks have in common: position embeddings `position`
-        [1, length, width] and `offsets`, see `relative_logits`.
+        [1, length, width] and `offsets`, see `Attention`.
       first: compute the output of so many tokens only, None for all.
+      cache: of this block's attention, see there.
     """
     norm = dict(epsilon=self.norm_epsilon, dtype=self.dtype)
     x = layers.constrain(x, layers.BATCH)
@@ -191,16 +98,17 @@ class Block(nn.Module):
       offsets = self.param('offsets', *relative_init(x.shape[1], depth))
 
     y = layers.LayerNorm(name='attention_norm', **norm)(x)
-    y, weights = Attention(
+    y, of_attention = Attention(
       self.num_heads,
       dropout=self.attention_dropout,
       causal=self.causal,
+      pattern=self.pattern,
       inits=self.inits,
       deterministic=self.deterministic,
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,
       name='attention',
-    )(y[:, :first], y, offsets=offsets)
+    )(y[:, :first], y, offsets=offsets, cache=cache)
     attended = checkpoint_name(y, 'attention_output')
     x = layers.constrain(
       x[:, :first] + self._branch(attended, drop_rate), layers.BATCH
@@ -219,7 +127,7 @@ class Block(nn.Module):
     )(checkpoint_name(y, 'mlp_input'))
     x = layers.constrain(x + self._branch(y, drop_rate), layers.BATCH)
     return x, {
-      'attention_weights': weights,
+      **of_attention,
       'attention': attended,
       'after_attention': after_attention,
       'mlp': y,
@@ -232,6 +140,64 @@ def relative_init(length: int, depth: int) -> tuple[Callable, tuple[int, int]]:
   return nn.initializers.normal(0.02), (2 * length - 1, depth)
 
 
+class Period(nn.Module):
+  """Blocks that see different patterns, one after the other.
+
+  Attributes:
+    blocks: make them.
+  """
+
+  blocks: tuple[Callable[..., Block], ...]
+
+  @nn.compact
+  def __call__(
+    self, x: Array, drop_rates: Array, shared: dict[str, Array]
+  ) -> tuple[Array, dict[str, Any]]:
+    """As a block, with a rate and intermediates of each."""
+    intermediates = {}
+    for i, make in enumerate(self.blocks):
+      name = f'block_{i:02d}'
+      x, intermediates[name] = make(name=name)(x, drop_rates[i], shared)
+    return x, intermediates
+
+
+def period_of(patterns: tuple[Any, ...]) -> int:
+  """Returns after how many layers the patterns repeat themselves.
+
+  The one with which a loop has the fewest blocks in it and after it, where the
+  rest comes that fills no period.
+  """
+
+  def blocks(period):
+    return period + len(patterns) - period * _turns(patterns, period)
+
+  return min(range(1, len(patterns) + 1), key=blocks)
+
+
+def _turns(patterns: tuple[Any, ...], period: int) -> int:
+  """Returns how often the first `period` patterns come one after the other."""
+  count = 1
+  while patterns[count * period :][:period] == patterns[:period]:
+    count += 1
+  return count
+
+
+def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Turns the parameters of a Transformer with `scan` into those without."""
+  result = dict(params)
+  stacked = result.pop('blocks', None)
+  if stacked is None:
+    return result
+  if 'block_00' not in stacked:  # No patterns, so no periods.
+    stacked = {'block_00': stacked}
+  period = len(stacked)
+  for at, block in enumerate(stacked[name] for name in sorted(stacked)):
+    for turn in range(jax.tree.leaves(block)[0].shape[0]):
+      name = f'block_{turn * period + at:02d}'
+      result[name] = jax.tree.map(lambda x, turn=turn: x[turn], block)
+  return result
+
+
 class Transformer(nn.Module):
   """A stack of blocks and a final norm.
 
@@ -241,13 +207,17 @@ class Transformer(nn.Module):
     relative: whether attention knows relative positions.
     shared_position: whether all blocks share the positions of the two above.
     causal: whether a token sees none of those after it.
+    patterns: what tokens see in each block, where they are a text and an image
+      after it; () for none.
     kernel_init: 'xavier' as in ViT, or see `layers.scaled_inits`.
     first: the intermediate `first` is the output of so many tokens, for which
       the last block computes no others: a twelfth of ViT-B's work is saved
       where the class token is all that is used.
     scan: one compiled block in a loop; parameters are stacked under `blocks`
-      with a leading axis of depth. Compiles faster, runs slower.
-    remat: what to keep of the forward pass, see `REMAT`; 'none' keeps all.
+      with a leading axis of depth. Compiles faster, runs slower. With patterns,
+      the loop is over periods of them, see `Period`.
+    remat: what to keep of the forward pass, see `REMAT`; 'none' and 'auto' keep
+      all.
   """
 
   depth: int
@@ -262,6 +232,7 @@ class Transformer(nn.Module):
   relative: bool = False
   shared_position: bool = False
   causal: bool = False
+  patterns: tuple[sparse_attention.Pattern, ...] = ()
   kernel_init: Literal['xavier', 'scaled'] = 'xavier'
   first: int = 0
   scan: bool = False
@@ -280,26 +251,11 @@ class Transformer(nn.Module):
       shared['offsets'] = self.param('offsets', *init)
     return shared
 
-  @nn.compact
-  def __call__(self, x: Array) -> tuple[Array, dict[str, Any]]:
-    """Maps [batch, length, width] to the same.
-
-    Returns:
-      The normalised output, and the intermediates: a dict a block under
-      `block_00` ..., or one dict under `blocks` with a leading axis of depth.
-    """
-    block = Block
-    if self.remat != 'none':
-      # Inside a loop the compiler cannot merge what is computed twice.
-      block = nn.remat(
-        Block,
-        policy=REMAT[self.remat],
-        prevent_cse=not self.scan,
-        static_argnums=() if self.scan else (4,),
-      )
+  def _fields(self, width: int) -> dict[str, Any]:
+    """Returns what all blocks have in common."""
     own = not self.shared_position
     scaled = self.kernel_init == 'scaled'
-    fields = dict(
+    return dict(
       num_heads=self.num_heads,
       mlp_dim=self.mlp_dim,
       activation=self.activation,
@@ -310,33 +266,91 @@ class Transformer(nn.Module):
       position=self.position if own else None,
       relative=self.relative and own,
       causal=self.causal,
-      inits=layers.scaled_inits(x.shape[-1], self.depth)
+      inits=layers.scaled_inits(width, self.depth)
       if scaled
       else layers.Inits(),
       deterministic=self.deterministic,
       dtype=self.dtype,
       softmax_dtype=self.softmax_dtype,
     )
+
+  def _block(self, looped: bool) -> type[Block]:
+    """Returns the block, which keeps of the forward pass what it should."""
+    if self.remat not in REMAT:
+      return Block
+    # Inside a loop the compiler cannot merge what is computed twice.
+    return nn.remat(
+      Block,
+      policy=REMAT[self.remat],
+      prevent_cse=not looped,
+      static_argnums=() if looped else (4,),
+    )
+
+  def _loop(
+    self, x: Array, rates: np.ndarray, shared: dict[str, Array]
+  ) -> tuple[Array, Any, int]:
+    """Runs as many blocks as a loop can.
+
+    Returns:
+      Their output, their intermediates and their number.
+    """
+    make = functools.partial(
+      self._block(looped=True), **self._fields(x.shape[-1])
+    )
+    if self.patterns:
+      period = period_of(self.patterns)
+      turns = _turns(self.patterns, period)
+      done = period * turns
+      parts = (
+        functools.partial(make, pattern=pattern)
+        for pattern in self.patterns[:period]
+      )
+      blocks = functools.partial(Period, blocks=tuple(parts))
+      rates = rates[:done].reshape(turns, period)
+    else:
+      turns = done = self.depth
+      blocks = make
+    blocks = nn.scan(
+      blocks.func,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(0, nn.broadcast),
+      length=turns,
+    )(**blocks.keywords, name='blocks')
+    return *blocks(x, jnp.asarray(rates, jnp.float32), shared), done
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    caches: Sequence[sparse_attention.Cache] = (),
+  ) -> tuple[Array, dict[str, Any]]:
+    """Maps [batch, length, width] to the same.
+
+    Args:
+      x: the input.
+      caches: of each block, or none: see `Attention`. Not with `scan`.
+
+    Returns:
+      The normalised output, and the intermediates: a dict a block under
+      `block_00` ..., or one dict under `blocks` with a leading axis of depth.
+    """
     shared = self._shared(x)
     rates = np.linspace(0, self.stochastic_depth, self.depth)
+    intermediates, done = {}, 0
     if self.scan:
-      blocks = nn.scan(
-        block,
-        variable_axes={'params': 0},
-        split_rngs={'params': True, 'dropout': True},
-        in_axes=(0, nn.broadcast),
-        length=self.depth,
-      )(**fields, name='blocks')
-      x, stacked = blocks(x, jnp.asarray(rates, jnp.float32), shared)
-      intermediates = {'blocks': stacked}
-    else:
-      intermediates = {}
-      for i, rate in enumerate(rates):
-        name = f'block_{i:02d}'
-        layer = block(**fields, name=name)
-        if self.first and i == self.depth - 1:
-          intermediates['first'], _ = layer(x, float(rate), shared, self.first)
-        x, intermediates[name] = layer(x, float(rate), shared, None)
+      x, intermediates['blocks'], done = self._loop(x, rates, shared)
+    make = functools.partial(
+      self._block(looped=False), **self._fields(x.shape[-1])
+    )
+    for i in range(done, self.depth):
+      name = f'block_{i:02d}'
+      pattern = self.patterns[i] if self.patterns else None
+      layer = make(pattern=pattern, name=name)
+      rate, cache = float(rates[i]), caches[i : i + 1]
+      if self.first and i == self.depth - 1:
+        intermediates['first'], _ = layer(x, rate, shared, self.first)
+      x, intermediates[name] = layer(x, rate, shared, None, *cache)
     norm = layers.LayerNorm(self.norm_epsilon, self.dtype, name='norm')
     x = norm(x)
     if self.first:

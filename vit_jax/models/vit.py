@@ -152,7 +152,8 @@ class ViT(nn.Module):
   # One compiled block in a loop: compiles faster, runs slower.
   scan: bool = False
   # What the backward pass computes again instead of keeping it.
-  remat: Literal['none', 'full', 'dots', 'names'] = 'none'
+  # 'auto' is 'none', unless who trains it chooses.
+  remat: Literal['auto', 'none', 'full', 'dots', 'names'] = 'auto'
   dtype: Any = jnp.float32
   softmax_dtype: Any = jnp.float32
 
@@ -283,7 +284,7 @@ class ViT(nn.Module):
     if self.pre_norm:
       norm = layers.LayerNorm(self.norm_epsilon, self.dtype, name='pre_norm')
       out['normed'] = x = norm(x)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = layers.Dropout(self.dropout, not train)(x)
 
     x, out['blocks'] = transformer.Transformer(
       depth=sizes['depth'],

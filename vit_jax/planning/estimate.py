@@ -26,6 +26,8 @@ class Plan:
     model_flops: that the model asks of one step, over all devices.
     executed_flops: the same and what is computed again.
     remembered: whether it was compiled earlier.
+    accumulate: micro-batches of a step.
+    chosen: what followed from the memory of a device; '' if nothing did.
   """
 
   topology: Topology
@@ -36,6 +38,8 @@ class Plan:
   executed_flops: int
   result: compilation.Result
   remembered: bool
+  accumulate: int = 1
+  chosen: str = ''
 
   @property
   def devices(self) -> int:
@@ -104,6 +108,8 @@ class Plan:
       'devices': self.devices,
       'mesh': self.mesh,
       'images_per_step': self.images,
+      'micro_batches': self.accumulate,
+      'chosen': self.chosen,
       'steps': self.steps,
       'fits': self.result.fits,
       'needed_bytes': self.result.needed_bytes,
@@ -160,4 +166,6 @@ def of_run(run: Any, topology: Topology, folder: pathlib.Path) -> Plan:
     executed_flops=executed,
     result=result,
     remembered=remembered,
+    accumulate=run.config.optimizer.accumulate,
+    chosen=run.chosen,
   )

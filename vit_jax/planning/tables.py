@@ -59,10 +59,12 @@ def verdict(plan: Plan) -> str:
 def of_plan(title: str, plan: Plan) -> Group:
   """Returns one plan: what fits what, and how long it takes."""
   mesh = ' x '.join(f'{axis}={size}' for axis, size in plan.mesh.items())
+  micro = f' in {plan.accumulate:,} parts' if plan.accumulate > 1 else ''
   parts = [
     title,
     str(plan.topology),
-    f'mesh {mesh}, {plan.images:,} images a step',
+    f'mesh {mesh}, {plan.images:,} images a step{micro}',
+    *([plan.chosen] if plan.chosen else []),
     verdict(plan),
   ]
   if plan.result.fits:
@@ -167,13 +169,15 @@ def _time(plan: Plan) -> Table:
 def of_plans(title: str, plans: Sequence[tuple[str, Plan]]) -> Table:
   """Returns several plans side by side, each with its name."""
   table = Table(title=title, **_STYLE)
-  for name in ('', 'batch', 'GiB', 'of', 'step', 'images/s', 'MFU', 'days'):
+  names = 'batch', 'parts', 'GiB', 'of', 'step', 'images/s', 'MFU', 'days'
+  for name in ('', *names):
     table.add_column(name, justify='right' if name else 'left')
   for name, plan in plans:
     needed = plan.result.needed_bytes
     row = [
       name,
       f'{plan.images:,}',
+      f'{plan.accumulate:,}',
       '?' if needed is None else f'{needed / 2**30:,.2f}',
       f'{plan.topology.kind.hbm_gib:g}',
     ]
@@ -189,7 +193,7 @@ def of_plans(title: str, plans: Sequence[tuple[str, Plan]]) -> Table:
     table.add_row(*row)
   table.caption = (
     'Memory, images/s and days are of one device: a core of v2 and v3, a chip '
-    'of the others.'
+    'of the others. Parts are micro-batches of a step.'
   )
   table.caption_justify = 'left'
   return table

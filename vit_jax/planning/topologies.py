@@ -9,6 +9,7 @@ from typing import Any
 from jax.experimental import topologies
 
 from vit_jax.config import ConfigError, did_you_mean
+from vit_jax.training import memory
 from vit_jax.training.flops import PEAK_FLOPS
 
 # In the environment, for a compiler that finds no TPU: do not look for one on
@@ -32,8 +33,6 @@ class Kind:
     compiler_name: the compiler's.
     cores: of a chip.
     is_core: whether a device of JAX is one core; else it is a whole chip.
-    hbm_gib: memory of a device that programs can have, by the compiler's word
-      when it refuses one that needs more.
     hbm_gb_per_s: of a chip.
     links_gb_per_s: of a chip to all its neighbours, in one direction.
     clock_mhz: of a core; None where it is not published.
@@ -44,7 +43,6 @@ class Kind:
   compiler_name: str
   cores: int
   is_core: bool
-  hbm_gib: float
   hbm_gb_per_s: float
   links_gb_per_s: float
   clock_mhz: float | None
@@ -54,6 +52,11 @@ class Kind:
   def devices_a_chip(self) -> int:
     """Devices of JAX on one chip."""
     return self.cores if self.is_core else 1
+
+  @property
+  def hbm_gib(self) -> float:
+    """Memory of a device that programs can have."""
+    return memory.GIB[self.device_kind]
 
   @property
   def peak_flops(self) -> float:
@@ -79,12 +82,12 @@ class Kind:
 # 128 x 128 matrix units make it.
 _MEGACORE = (('chip_config_name', 'megacore'),)
 KINDS = {
-  'v2': Kind('TPU v2', 'v2', 2, True, 7.48, 700, 248, 700),
-  'v3': Kind('TPU v3', 'v3', 2, True, 15.48, 900, 332, 940),
-  'v4': Kind('TPU v4', 'v4', 2, False, 30.75, 1200, 269, 1050, _MEGACORE),
-  'v5litepod': Kind('TPU v5 lite', 'v5e', 1, False, 15.75, 819, 200, 1500),
-  'v5p': Kind('TPU v5', 'v5p', 2, False, 95.74, 2765, 600, 1750),
-  'v6e': Kind('TPU v6 lite', 'v6e', 1, False, 31.25, 1638, 400, None),
+  'v2': Kind('TPU v2', 'v2', 2, True, 700, 248, 700),
+  'v3': Kind('TPU v3', 'v3', 2, True, 900, 332, 940),
+  'v4': Kind('TPU v4', 'v4', 2, False, 1200, 269, 1050, _MEGACORE),
+  'v5litepod': Kind('TPU v5 lite', 'v5e', 1, False, 819, 200, 1500),
+  'v5p': Kind('TPU v5', 'v5p', 2, False, 2765, 600, 1750),
+  'v6e': Kind('TPU v6 lite', 'v6e', 1, False, 1638, 400, None),
 }
 
 # How the chips of a slice are wired, by their number.

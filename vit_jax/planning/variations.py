@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError
 from vit_jax.planning import estimate, topologies
@@ -66,12 +68,11 @@ def remedies(config: Any, plan: Plan) -> Iterator[list[str]]:
     config: complete.
     plan: of this configuration; it does not fit.
   """
-  remat = []
-  if 'remat' in config.model and config.model.remat == 'none':
-    yield ['--config.model.remat=names']
-    remat = ['--config.model.remat=full']
+  remat = _with_remat(config.model, 'full')
+  if remat:
+    yield _with_remat(config.model, 'names')
     yield remat
-  micro = _accumulations(config, plan)
+  micro = _accumulations(plan)
   # With fewer micro-batches their activations would still be far too large.
   needed = plan.result.needed_bytes or 0
   least = needed / (plan.topology.kind.hbm_gib * 2**30) / 2
@@ -81,27 +82,38 @@ def remedies(config: Any, plan: Plan) -> Iterator[list[str]]:
   if plan.mesh['fsdp'] == 1 and plan.mesh['data'] > 1:
     split = ['--config.mesh.data=1', '--config.mesh.fsdp=-1']
     yield split
-  together = [*split, *remat, *micro]
-  for some in ([*split, *remat], [*split, *micro], together):
-    if len(some) > max(len(split), 1):
-      yield some
+  for some in ((split, remat), (split, micro), (split, remat, micro)):
+    if sum(map(bool, some)) > 1:
+      yield [override for overrides in some for override in overrides]
   unit = _batch_unit(config, plan)
   units = plan.images // unit
   while units := units // 2:
     yield [*split, *remat, f'--config.batch_size={units * unit}']
 
 
+def _with_remat(section: Any, remat: str, path: str = 'model') -> list[str]:
+  """Returns overrides for each part of a model that computes nothing again."""
+  overrides = []
+  for name, value in section.items():
+    if isinstance(value, ConfigDict):
+      overrides += _with_remat(value, remat, f'{path}.{name}')
+    elif name == 'remat' and value in ('none', 'auto'):
+      overrides.append(f'--config.{path}.remat={remat}')
+  return overrides
+
+
 def _batch_unit(config: Any, plan: Plan) -> int:
   """Returns what a batch has to be a multiple of."""
   shards = plan.mesh['data'] * plan.mesh['fsdp']
-  return shards * config.optimizer.accumulate
+  return shards * (config.optimizer.accumulate or 1)
 
 
-def _accumulations(config: Any, plan: Plan) -> list[tuple[int, str]]:
+def _accumulations(plan: Plan) -> list[tuple[int, str]]:
   """Returns how many times as many micro-batches can be, and the override."""
-  unit, result, times = _batch_unit(config, plan), [], 2
+  unit = plan.mesh['data'] * plan.mesh['fsdp'] * plan.accumulate
+  result, times = [], 2
   while plan.images % (unit * times) == 0:
-    count = config.optimizer.accumulate * times
+    count = plan.accumulate * times
     result.append((times, f'--config.optimizer.accumulate={count}'))
     times *= 2
   return result

@@ -46,7 +46,8 @@ def check_values(config: Any) -> None:
   for path, (expected, holds) in _RANGES.items():
     *sections, name = path.split('.')
     section = config[sections[0]] if sections else config
-    if name in section and not holds(section[name]):
+    # None is chosen later, or means that there is none.
+    if section.get(name) is not None and not holds(section[name]):
       raise ConfigError(
         f'config.{path} is {section[name]}, expected {expected}.'
       )
@@ -66,7 +67,7 @@ def check_values(config: Any) -> None:
 def check_batches(config: Any, mesh: Mesh) -> None:
   """Raises ConfigError if batches cannot be split over the devices."""
   shards = mesh_lib.batch_shards(mesh)
-  micro = config.optimizer.accumulate
+  micro = config.optimizer.accumulate or 1
   parts = shards * micro
   if config.batch_size % parts:
     raise ConfigError(

@@ -217,6 +217,8 @@ def _task_of(found: saved.Saved) -> Any:
 def _grid(task: Any) -> Grid | None:
   """Returns rows and columns of a model's patches; None if it has none."""
   key = jax.eval_shape(lambda: jax.random.key(0))
+  if not hasattr(task, 'intermediates'):
+    return None
   image = task.batch_spec(1)['image']
   variables = jax.eval_shape(task.init, key)
   intermediates = jax.eval_shape(task.intermediates, variables, image)

@@ -45,6 +45,12 @@ class Matcher:
     self._texts = pair_features.make_encode_texts(
       model.task, model.variables, model.whole_batch(16)
     )
+    # Once for all texts.
+    self._score = jax.jit(
+      lambda variables, image, encoded: (
+        model.task.encode_image(variables, image)[0] @ encoded.T
+      )
+    )
 
   def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
     """Returns features [texts, width] of unit length."""
@@ -98,7 +104,7 @@ class Matcher:
     """
     prepared = np.stack([self._prepare({'image': x})['image'] for x in images])
     size = self.model.whole_batch(min(_BATCH, len(prepared)))
-    score, found = jax.jit(self.scorer(texts)), []
+    encoded, found = self.encode_texts(texts), []
     for start in range(0, len(prepared), size):
       part = prepared[start : start + size]
       # Of one shape, the last as well, so that it is compiled once.
@@ -107,7 +113,7 @@ class Matcher:
         batch = mesh_lib.to_mesh(
           {'image': np.pad(part, padding)}, self.model.mesh
         )
-        scores = score(self.model.variables, batch['image'])
+        scores = self._score(self.model.variables, batch['image'], encoded)
       found.append(jax.device_get(scores)[: len(part)])
     return np.concatenate(found)
 

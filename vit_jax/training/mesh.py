@@ -44,7 +44,8 @@ class Settings:
   """The keys of `config.mesh`: devices along each axis; -1 is the rest."""
 
   data: int = -1
-  fsdp: int = 1
+  # None: as the memory of a device asks for, see `vit_jax.training.defaults`.
+  fsdp: int | None = None
   tensor: int = 1
   # (regular expression, split) pairs, tried before RULES of this file.
   rules: tuple = ()
@@ -55,7 +56,8 @@ class Settings:
 def make(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
   """Arranges devices (all there are) as the settings say."""
   devices = list(devices or jax.devices())
-  sizes = [settings.data, settings.fsdp, settings.tensor]
+  fsdp = 1 if settings.fsdp is None else settings.fsdp
+  sizes = [settings.data, fsdp, settings.tensor]
   known = math.prod(size for size in sizes if size != -1)
   said = ' x '.join(f'{name}={size}' for name, size in zip(AXES, sizes))
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):

@@ -32,8 +32,9 @@ class Settings:
   )
   # Longest gradient, by its norm over all parameters; 0 does not clip.
   clip_norm: float = 0.0
-  # Micro-batches that a step goes through one after the other.
-  accumulate: int = 1
+  # Micro-batches that a step goes through one after the other; None: as the
+  # memory of a device asks for, see `vit_jax.training.defaults`.
+  accumulate: int | None = None
   # Decay of the moving average of the parameters, which is then what is
   # evaluated, such as 0.9999; 0 keeps none.
   average: float = 0.0

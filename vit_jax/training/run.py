@@ -18,7 +18,13 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError, Duration
 from vit_jax.evaluation import few_shot
-from vit_jax.training import build, checks, evaluators, few_shot_inputs
+from vit_jax.training import (
+  build,
+  checks,
+  defaults,
+  evaluators,
+  few_shot_inputs,
+)
 from vit_jax.training import frozen as frozen_lib
 from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import mesh as mesh_lib
@@ -38,6 +44,8 @@ class Run:
     state: shapes of the training state, each with its sharding.
     train_step: jitted; from (state, batch) to (state, metrics).
     few_shot: data of `config.eval.few_shot`; None without.
+    chosen: what followed from the memory of the devices, to be printed; ''
+      if nothing did.
   """
 
   config: ConfigDict
@@ -50,6 +58,7 @@ class Run:
   state: state_lib.State
   train_step: Callable
   few_shot: few_shot_inputs.FewShotInputs | None = None
+  chosen: str = ''
 
   @property
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -156,16 +165,19 @@ def prepare(
   checks.check_values(config)
   checks.check_init(config.init)
   checks.check_wandb(config.wandb)
-  mesh = mesh_lib.make(config.mesh, devices)
-  checks.check_batches(config, mesh)
+  # Data is opened only if the batches can be split.
+  checks.check_batches(config, mesh_lib.make(config.mesh, devices))
   inputs = inputs_lib.open_inputs(config, planned)
   total, schedule = _schedule(config, inputs)
-  task = build.make_task(
-    config,
-    inputs.known,
+  make_task = functools.partial(
+    build.make_task,
+    known=inputs.known,
     to_steps=_to_steps(config, inputs, total),
     frozen=frozen_lib.load(config),
   )
+  config, chosen = defaults.settle(config, devices, make_task)
+  mesh = mesh_lib.make(config.mesh, devices)
+  task = make_task(config)
   inputs = dataclasses.replace(inputs, names=tuple(task.batch_spec(1)))
   key = jax.eval_shape(lambda: state_lib.random_key(config.seed))
   variables = build.abstract_variables(task, mesh, key)
@@ -192,7 +204,16 @@ def prepare(
     out_shardings=(sharding, None),
   )
   run = Run(
-    config, inputs, mesh, task, schedule, optimizer, total, state, train_step
+    config,
+    inputs,
+    mesh,
+    task,
+    schedule,
+    optimizer,
+    total,
+    state,
+    train_step,
+    chosen=chosen,
   )
   _check_traces(run)
   return _with_few_shot(run)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vit_jax.config import Duration, Field, OneOf, fields_of
 from vit_jax.evaluation import few_shot
-from vit_jax.models import clip, discrete_vae
+from vit_jax.models import clip, dalle, discrete_vae
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.text import TextTransformer
@@ -23,11 +23,13 @@ from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.tasks.discrete_vae import DiscreteVae
 from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.masked_patches import MaskedPatches
+from vit_jax.tasks.text_to_image import TextToImage
 from vit_jax.training import mesh, optimizer, schedule
 
 # Each makes a model; for most it is the module itself.
 MODELS = {
   'clip': clip.make,
+  'dalle': dalle.DallE,
   'discrete_vae': discrete_vae.DiscreteVae,
   'mixer': Mixer,
   'resnet': ResNet,
@@ -42,6 +44,7 @@ TASKS = {
   'discrete_vae': DiscreteVae,
   'distillation': Distillation,
   'masked_patches': MaskedPatches,
+  'text_to_image': TextToImage,
 }
 
 
@@ -178,6 +181,8 @@ _CLIP = {
 
 def text_sizes(model: Any) -> tuple[int, int]:
   """Returns vocabulary and length of the texts that a model reads."""
+  if model.name == 'dalle':
+    return model.text_vocabulary, model.text_length
   return model.text.vocabulary_size, model.text.length
 
 

@@ -14,7 +14,8 @@ from vit_jax.training import processes, schema, whole_files
 # What may differ from the configuration that a workdir was begun with.
 _MAY_CHANGE = (
   'checkpoint', 'data.max_broken', 'data.workers', 'eval', 'log_every',
-  'mesh', 'total', 'wandb',
+  'mesh', 'model.image.remat', 'model.remat', 'model.text.remat',
+  'optimizer.accumulate', 'total', 'wandb',
 )  # fmt: skip
 
 

@@ -1,0 +1,302 @@
+"""From texts to files of pictures, and back to how they were made."""
+
+import dataclasses
+import io
+import json
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.console import Console
+
+from vit_jax import generate
+from vit_jax.config import ConfigError
+from vit_jax.data import shapes, tokenizer
+from vit_jax.generation import networks, pictures, scores
+from vit_jax.generation.sampler import Sampler, Wanted
+from vit_jax.models import dalle, decoding, discrete_vae
+from vit_jax.tasks.discrete_vae import DiscreteVae
+from vit_jax.training import mesh as mesh_lib
+from vit_jax.training import trained
+
+WORDS = tokenizer.Tokenizer((), 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Draws by a model that has learned nothing."""
+
+  model: Any
+  frozen: Any
+  tokenizer: Any
+  image_shape: tuple
+
+  def sample(self, variables, text, keys, sampling, given):
+    return decoding.sample(
+      self.model, variables, dalle.mark_padding(text), keys, sampling, given
+    )
+
+
+@pytest.fixture(scope='module')
+def model():
+  """A trained model in all but training."""
+  codes = DiscreteVae(
+    discrete_vae.DiscreteVae(
+      width=8, blocks_per_group=1, groups=2, vocabulary_size=11, code_width=4,
+      stem_size=3, patch_size=4, codebook_std=1.0,
+    ),
+    (32, 32, 3),
+  )  # fmt: skip
+  task = Task(
+    dalle.DallE(
+      text_vocabulary=WORDS.size, text_length=8, image_vocabulary=11,
+      grid=(4, 4), width=8, depth=1, mlp_dim=8, num_heads=1,
+    ),
+    types.SimpleNamespace(task=codes),
+    WORDS,
+    (32, 32, 3),
+  )  # fmt: skip
+  text, image = jnp.zeros((1, 8), int), jnp.zeros((1, 16), int)
+  params = jax.eval_shape(task.model.init, jax.random.key(0), text, image)
+  # Which codes are likely depends on the text, and on the codes before.
+  params = jax.tree.map(
+    lambda x: np.random.default_rng(x.size).normal(0, 0.4, x.shape), params
+  )
+  params = params['params']
+  frozen = jax.jit(codes.init)(jax.random.key(1))['params']
+  config = ConfigDict(
+    dict(
+      model=dict(name='dalle'),
+      task=dict(name='text_to_image'),
+      data=dict(test=dict(preprocess='value_range(0, 1)')),
+    )
+  )
+  mesh = mesh_lib.make(mesh_lib.Settings())
+  variables = jax.device_put(
+    {'params': params, 'frozen': frozen},
+    jax.NamedSharding(mesh, jax.P()),
+  )
+  return trained.Trained(config, task, mesh, variables, 7, False)
+
+
+class Darkest:
+  """Thinks that the darkest picture is what any text says."""
+
+  def score(self, images, texts):
+    dark = [-image.mean() / 255 for image in images]
+    return np.tile(np.array(dark)[:, None], (1, len(texts)))
+
+  def rerank(self, images, text, count):
+    values = self.score(images, [text])[:, 0]
+    return np.argsort(-values)[:count].tolist(), values
+
+
+@pytest.fixture(autouse=True)
+def no_files(model, monkeypatch):
+  monkeypatch.setattr(trained, 'load', lambda path, *unused: model)
+  monkeypatch.setattr(
+    generate.matching, 'Matcher', lambda unused_model: Darkest()
+  )
+
+
+def call(*arguments):
+  console = Console(file=io.StringIO(), width=300)
+  generate.main([str(argument) for argument in arguments], console)
+  return console.file.getvalue()
+
+
+RUN = ('--workdir=somewhere', '--prompt=a red circle')
+
+
+def test_the_best_are_kept_and_made_again(tmp_path):
+  text = call(
+    *RUN, '--count=12', '--rerank=3', '--clip=other', '--seed=5', '--top-k=0.5',
+    '--top-p=0.9', '--temperature=0.8', '--guidance=1.5', f'--out={tmp_path}',
+  )  # fmt: skip
+  assert '3 pictures' in text and 'pictures/s' in text
+  assert {path.name for path in tmp_path.iterdir()} == {
+    '1.png', '2.png', '3.png', 'sheet.png'
+  }  # fmt: skip
+  found = [pictures.read(tmp_path / f'{n}.png') for n in (1, 2, 3)]
+  values = [picture.score for picture in found]
+  assert values == sorted(values, reverse=True) and len(set(values)) > 1
+  assert values == [Darkest().score([x.image], [''])[0, 0] for x in found]
+  assert found[0].facts['seed'] == 5 and found[0].facts['top_fraction'] == 0.5
+  assert found[0].facts['step'] == 7 and found[0].facts['top_k'] is None
+  with Image.open(tmp_path / '1.png') as file:
+    assert file.info['Description'] == 'a red circle'
+    assert json.loads(file.info['vit_jax.generate'])['score'] == values[0]
+  text = call(f'--from={tmp_path / "2.png"}', f'--out={tmp_path / "again"}')
+  assert 'every pixel as before' in text
+  again = pictures.read(tmp_path / 'again' / '2.png')
+  np.testing.assert_array_equal(again.image, found[1].image)
+  assert again.facts == found[1].facts
+
+
+def test_several_texts_each_have_their_own(tmp_path):
+  prompts = tmp_path / 'prompts.txt'
+  prompts.write_text('a red circle\n\na blue square\n')
+  out = tmp_path / 'out'
+  call(
+    '--workdir=x', f'--prompts={prompts}', '--count=2', '--temperature=0',
+    f'--out={out}',
+  )  # fmt: skip
+  names = {path.name for path in out.iterdir()}
+  assert names == {
+    f'{line}-{rest}.png' for line in '12' for rest in ('1', '2', 'sheet')
+  }
+  for line, text in enumerate(('a red circle', 'a blue square'), 1):
+    found = [pictures.read(out / f'{line}-{n}.png') for n in (1, 2)]
+    assert [picture.facts['prompt'] for picture in found] == [text] * 2
+    # At a temperature of 0 there is nothing random.
+    np.testing.assert_array_equal(found[0].image, found[1].image)
+
+
+def test_a_picture_is_completed(model, tmp_path):
+  scene = shapes.parse_caption('a large black square in the middle')
+  image = shapes.draw(scene, 32, np.random.default_rng(0))
+  Image.fromarray(image).save(tmp_path / 'given.png')
+  call(
+    *RUN, f'--complete={tmp_path / "given.png"}', '--rows=2', '--count=3',
+    f'--out={tmp_path}',
+  )  # fmt: skip
+  sampler = Sampler(model)
+  (codes,) = sampler.encode([image])
+  facts = pictures.read(tmp_path / '1.png').facts
+  assert facts['given'] == codes[:2].tolist()
+  sampling = decoding.Sampling()
+  sample = jax.jit(model.task.sample)
+  keys = decoding.candidate_keys(0, 1, 3)
+  drawn = sample(
+    model.variables, WORDS(['a red circle'])[0], keys, sampling,
+    codes[:2].reshape(1, -1),
+  ).reshape(3, 4, 4)  # fmt: skip
+  assert (np.asarray(drawn)[:, :2] == codes[:2]).all()
+  expected = sampler.decode(np.asarray(drawn))
+  for number in range(3):
+    found = pictures.read(tmp_path / f'{number + 1}.png').image
+    np.testing.assert_allclose(found.astype(int), expected[number], atol=1)
+  text = call(f'--from={tmp_path / "3.png"}', f'--out={tmp_path / "again"}')
+  assert 'every pixel as before' in text
+
+
+def test_pictures_do_not_depend_on_others(model):
+  sampler, sampling = Sampler(model), decoding.Sampling()
+  many = [
+    Wanted(text, line, number)
+    for line, text in enumerate(('one', 'two', 'three'))
+    for number in range(20)
+  ]
+  images = list(sampler.draw(many, 3, sampling))
+  assert len(images) == 60
+  for place in (0, 19, 20, 33, 59):
+    (alone,) = sampler.draw([many[place]], 3, sampling)
+    np.testing.assert_array_equal(alone, images[place])
+  assert len({image.tobytes() for image in images}) > 40
+  (other,) = sampler.draw(many[:1], 4, sampling)
+  assert not np.array_equal(other, images[0])
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ((), '--out is missing'),
+    (('--out=x',), '--prompt=TEXT or'),
+    (('--out=x', '--prompt=a', '--prompts=b'), '--prompt=TEXT or'),
+    (('--out=x', '--prompt=a'), '--workdir is missing'),
+    (('--out=x', *RUN, '--count=0'), 'draws nothing'),
+    (('--out=x', *RUN, '--rerank=2'), '--clip'),
+    (('--out=x', *RUN, '--rerank=9', '--clip=y'), 'cannot be kept'),
+    (('--out=x', *RUN, '--rows=2'), 'both or neither'),
+    (('--out=x', *RUN, '--complete=none.png', '--rows=4'), '1 to 3'),
+    (('--out=x', *RUN, '--complete=none.png', '--rows=1'), 'No such file'),
+    (('--out=x', *RUN, '--top-k=ten'), 'such as 64'),
+    (('--out=x', *RUN, '--top-k=0'), 'top_k is 0'),
+    (('--out=x', *RUN, '--top-p=2'), 'top_p is 2'),
+    (('--out=x', '--from=none.png'), 'can be read'),
+    (('--out=x', '--from=none.png', '--prompt=a'), 'leave out --prompt'),
+    (('--out=x', '--from=none.png', '--top-k=3'), 'leave out --top-k'),
+    (('--out=.', '--from=none.png'), 'overwritten'),
+    (('--out=x', *RUN, '--seed=-1'), 'below'),
+    (('--out=x', *RUN, '--cuont=3'), 'Did you mean'),
+  ],
+)
+def test_what_cannot_be_drawn_is_said(arguments, message):
+  with pytest.raises(ConfigError, match=message):
+    call(*arguments)
+
+
+def test_pictures_of_others_are_refused(model, tmp_path):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'plain.png')
+  with pytest.raises(ConfigError, match='does not say how'):
+    call(f'--from={tmp_path / "plain.png"}', f'--out={tmp_path / "out"}')
+  no_text = dataclasses.replace(model, task=model.task.frozen.task)
+  with pytest.raises(ConfigError, match='does not draw'):
+    Sampler(no_text)
+  with pytest.raises(ConfigError, match='no features'):
+    networks.of_trained(model)
+
+
+def test_they_are_scored(model):
+  sampler = Sampler(model)
+  source = shapes.shapes('pixels=32')['test']()
+  pairs = scores.read(sampler, source, 24)
+  np.testing.assert_array_equal(pairs.images[3], source[3]['image'])
+  network = scores.picture_quality.Network(
+    'means', lambda images: np.stack([x.mean((0, 1)) for x in images])
+  )
+  figures, notes = scores.evaluate(
+    sampler, pairs, sampling=decoding.Sampling(), best_of=3, matcher=Darkest(),
+    network=network,
+  )  # fmt: skip
+  assert figures['generation/captions'] == 24
+  for name in ('single', 'best_of_3', 'codes', 'chance'):
+    assert 0 <= figures[f'generation/{name}_all'] <= 1
+  assert (
+    figures['generation/best_of_3_clip_cosine']
+    > figures['generation/single_clip_cosine']
+  )
+  mean = -np.mean(pairs.images) / 255
+  assert figures['generation/real_clip_cosine'] == pytest.approx(mean)
+  assert figures['generation/means_frechet'] > 0
+  assert any('24 generated' in note for note in notes)
+  with pytest.raises(ConfigError, match='--clip'):
+    scores.evaluate(sampler, pairs, sampling=decoding.Sampling(), best_of=2)
+
+
+class Truth:
+  """Sees whether a picture is what a text says."""
+
+  def score(self, images, texts):
+    rows = [[scores.shapes_checker.check(x, y) for y in texts] for x in images]
+    return np.array([[np.mean([*y.values()]) for y in row] for row in rows])
+
+
+def test_the_best_of_what_is_drawn_counts(model):
+  """Of every two pictures the second is right, and Truth knows it."""
+  sampler = Sampler(model)
+  pairs = scores.read(sampler, shapes.shapes('pixels=32')['test'](), 12)
+
+  def draw(wanted, *unused):
+    for one in wanted:
+      scene = shapes.parse_caption(one.text)
+      if not one.number:
+        scene = dataclasses.replace(scene, place='at the top left')
+      yield shapes.draw(scene, 32, np.random.default_rng(1))
+
+  sampler.draw = draw
+  figures, _ = scores.evaluate(
+    sampler, pairs, sampling=decoding.Sampling(), best_of=2, matcher=Truth()
+  )
+  right = np.mean([x.endswith('at the top left') for x in pairs.captions])
+  assert figures['generation/single_all'] == pytest.approx(right)
+  assert figures['generation/best_of_2_all'] == 1
+  assert figures['generation/best_of_2_clip_cosine'] == 1
+  assert figures['generation/real_clip_cosine'] == 1
+  assert figures['generation/single_shape'] == 1
+  assert figures['generation/chance_all'] < 0.3

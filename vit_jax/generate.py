@@ -1,0 +1,315 @@
+"""Draws pictures of texts by a run of text_to_image:
+
+  python -m vit_jax.generate --workdir=D --out=DIR \\
+    --prompt='a small red circle above a blue square' --count=64
+
+writes each as a PNG file into DIR, and all pictures of a text onto one sheet.
+`--prompts=FILE` has one text a line. `--clip=D2` scores the pictures by a run
+that has learned images and texts, and `--rerank=8` keeps the best eight.
+
+`--complete=IMAGE --rows=K` keeps the upper K rows of codes of an image, and
+draws the rest.
+
+Every file says how it was made: `--from=FILE.png --out=DIR` does it again.
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from rich.console import Console
+
+from vit_jax import command_line
+from vit_jax.config import ConfigError
+from vit_jax.generation import pictures
+from vit_jax.generation.sampler import Sampler, Wanted
+from vit_jax.models.decoding import Sampling
+from vit_jax.training import matching, trained
+from vit_jax.training.progress import ProgressBar
+
+
+def main(arguments: Sequence[str], console: Console) -> None:
+  """Writes pictures, and prints where they are."""
+  options = _parser()
+  known, overrides = command_line.split(options, arguments)
+  _check_out(known.out)
+  if known.repeat:
+    _check_repeat(known, options.parse_args([]))
+    _repeat(known, overrides, console)
+    return
+  _check(known)
+  prompts, sampling = _prompts(known), _sampling(known)
+  workdir = command_line.required(known.workdir)
+  sampler = Sampler(trained.load(workdir, known.step, overrides))
+  matcher = _matcher(known.clip)
+  given, whole = _given(sampler, known)
+  for text in sampler.cut(prompts):
+    _print(console, f'too long, the end is not read: {text}')
+  facts = {
+    'workdir': str(workdir),
+    'step': sampler.model.step,
+    'seed': known.seed,
+    **sampling._asdict(),
+    'given': None if given is None else given.tolist(),
+    'clip': known.clip,
+    'overrides': list(overrides),
+  }
+  drawn = _drawn(sampler, prompts, facts, known.count, console)
+  known.out.mkdir(parents=True, exist_ok=True)
+  for line, several in enumerate(drawn, 1):
+    prefix = f'{line:0{len(str(len(prompts)))}}-' if len(prompts) > 1 else ''
+    kept = _ranked(several, matcher)[: known.rerank]
+    _write(kept, known.out, prefix, whole, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+  options = command_line.parser(__doc__, 'vit_jax.generate')
+  options.formatter_class = argparse.RawDescriptionHelpFormatter
+  options.add_argument('--step', help='of the checkpoint; newest by default')
+  options.add_argument('--prompt', help='what to draw')
+  options.add_argument(
+    '--prompts', type=pathlib.Path, help='file of texts to draw, one a line'
+  )
+  options.add_argument(
+    '--count', type=int, default=8, help='pictures of each text; 8 by default'
+  )
+  options.add_argument('--clip', help='run or released checkpoint to score by')
+  options.add_argument('--rerank', type=int, help='so many of them are kept')
+  options.add_argument('--seed', type=int, default=0, help='0 by default')
+  options.add_argument(
+    '--temperature', type=float, default=1.0, help='1 by default; 0: likeliest'
+  )
+  options.add_argument(
+    '--top-k', help='likeliest codes to draw from: 64, or a share such as 0.1'
+  )
+  options.add_argument(
+    '--top-p', type=float, help='likeliest codes, with this probability'
+  )
+  options.add_argument(
+    '--guidance', type=float, help='how far to go beyond no text; such as 3'
+  )
+  options.add_argument(
+    '--complete', type=pathlib.Path, help='image whose upper part is kept'
+  )
+  options.add_argument('--rows', type=int, help='of codes that are kept')
+  options.add_argument(
+    '--from', dest='repeat', type=pathlib.Path, help='picture to make again'
+  )
+  options.add_argument('--out', type=pathlib.Path, help='folder to write to')
+  return options
+
+
+def _check_out(out: pathlib.Path | None) -> None:
+  if not out:
+    raise ConfigError('--out is missing: the folder to write to.')
+  if out.exists() and not out.is_dir():
+    raise ConfigError(f'--out={out} is a file, not a folder.')
+
+
+def _check_repeat(
+  known: argparse.Namespace, defaults: argparse.Namespace
+) -> None:
+  """Raises ConfigError for options of which the picture says how they were."""
+  for name, value in vars(known).items():
+    may = ('out', 'repeat', 'step', 'workdir')
+    if name not in may and value != getattr(defaults, name):
+      raise ConfigError(
+        f'{known.repeat} says how it was made: leave out '
+        f'--{name.replace("_", "-")}.'
+      )
+  if (known.out / known.repeat.name).resolve() == known.repeat.resolve():
+    raise ConfigError(
+      f'--out={known.out} is where {known.repeat} is, which would be '
+      'overwritten: name another folder.'
+    )
+
+
+def _check(known: argparse.Namespace) -> None:
+  """Raises ConfigError for options that cannot work together."""
+  if known.count < 1:
+    raise ConfigError(f'--count={known.count} draws nothing: use 1 or more.')
+  if not 0 <= known.seed < 2**32:
+    raise ConfigError(f'--seed={known.seed}: use 0 or more, below 2**32.')
+  if known.rerank is not None:
+    if not known.clip:
+      raise ConfigError(
+        '--rerank needs a model that scores pictures: name its run by --clip.'
+      )
+    if not 1 <= known.rerank <= known.count:
+      raise ConfigError(
+        f'--rerank={known.rerank} cannot be kept of --count={known.count} '
+        'pictures of each text.'
+      )
+  if (known.complete is None) != (known.rows is None):
+    raise ConfigError(
+      '--complete names an image and --rows how many rows of its codes are '
+      'kept: give both or neither.'
+    )
+
+
+def _prompts(known: argparse.Namespace) -> list[str]:
+  """Returns the texts to draw."""
+  if bool(known.prompt) == bool(known.prompts):
+    raise ConfigError('Say what to draw by --prompt=TEXT or --prompts=FILE.')
+  if known.prompt:
+    return [known.prompt]
+  try:
+    lines = known.prompts.read_text(encoding='utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f'--prompts={known.prompts}: {error}') from error
+  prompts = [line.strip() for line in lines if line.strip()]
+  if not prompts:
+    raise ConfigError(f'--prompts={known.prompts} has no text in it.')
+  return prompts
+
+
+def _sampling(known: argparse.Namespace) -> Sampling:
+  """Returns how to draw, as the options say."""
+  count = share = None
+  try:
+    if known.top_k is not None:
+      # 1 is one code, 1.0 is all.
+      is_count = known.top_k.isdecimal()
+      count = int(known.top_k) if is_count else None
+      share = None if is_count else float(known.top_k)
+    sampling = Sampling(
+      known.temperature, count, share, known.top_p, known.guidance
+    )
+    sampling.check()
+  except ValueError as error:
+    raise ConfigError(
+      f'{error} --top-k is a number of codes such as 64, or a share of all '
+      'such as 0.1.'
+    ) from error
+  return sampling
+
+
+def _matcher(clip: str | None) -> matching.Matcher | None:
+  if clip is None:
+    return None
+  try:
+    return matching.Matcher(trained.load(epath.Path(clip)))
+  except ConfigError as error:
+    raise ConfigError(f'--clip={clip}: {error}') from error
+
+
+def _given(
+  sampler: Sampler, known: argparse.Namespace
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Returns the codes that are kept of an image, and all as a picture."""
+  if known.complete is None:
+    return None, None
+  if not 1 <= known.rows < sampler.rows:
+    raise ConfigError(
+      f'--rows={known.rows}: a picture of this model has {sampler.rows} rows '
+      f'of codes, of which 1 to {sampler.rows - 1} can be kept.'
+    )
+  try:
+    codes = sampler.encode([known.complete.read_bytes()])
+  except (OSError, ValueError) as error:
+    raise ConfigError(f'--complete={known.complete}: {error}') from error
+  return codes[0, : known.rows], sampler.decode(codes)[0]
+
+
+def _drawn(
+  sampler: Sampler,
+  prompts: Sequence[str],
+  facts: dict[str, Any],
+  count: int,
+  console: Console,
+) -> Iterator[list[pictures.Picture]]:
+  """Yields the pictures of each text, and says how far it is."""
+  wanted = [
+    Wanted(text, line, number)
+    for line, text in enumerate(prompts)
+    for number in range(count)
+  ]
+  bar, started = ProgressBar(console, 0, len(wanted)), time.perf_counter()
+  several = []
+  try:
+    images = sampler.draw(wanted, facts['seed'], *_of_facts(facts))
+    for done, (one, image) in enumerate(zip(wanted, images), 1):
+      bar.step(done)
+      own = {'prompt': one.text, 'line': one.line, 'number': one.number}
+      several.append(pictures.Picture(image, {**own, **facts}))
+      if len(several) == count:
+        speed = done / (time.perf_counter() - started)
+        bar.log(done, f'{speed:.2f} pictures/s')
+        yield several
+        several = []
+  finally:
+    bar.close()
+
+
+def _of_facts(facts: dict[str, Any]) -> tuple[Sampling, np.ndarray | None]:
+  """Returns how a picture was drawn, and the codes that were given."""
+  sampling = Sampling(**{name: facts[name] for name in Sampling._fields})
+  given = facts['given']
+  return sampling, None if given is None else np.array(given, np.int32)
+
+
+def _ranked(
+  several: list[pictures.Picture], matcher: matching.Matcher | None
+) -> list[pictures.Picture]:
+  """Returns pictures of one text with their scores, the best first."""
+  if matcher is None:
+    return several
+  images = [picture.image for picture in several]
+  text = several[0].facts['prompt']
+  order, scores = matcher.rerank(images, text, len(images))
+  return [several[n]._replace(score=float(scores[n])) for n in order]
+
+
+def _write(
+  kept: Sequence[pictures.Picture],
+  out: pathlib.Path,
+  prefix: str,
+  whole: np.ndarray | None,
+  console: Console,
+) -> None:
+  """Writes the pictures of one text, and their sheet."""
+  digits = len(str(len(kept)))
+  for rank, picture in enumerate(kept, 1):
+    pictures.save(picture, out / f'{prefix}{rank:0{digits}}.png')
+  path = out / f'{prefix}sheet.png'
+  pictures.sheet(kept, whole).save(path)
+  best = kept[0]
+  scored = '' if best.score is None else f', the best {best.score:.3f}'
+  number = f'{len(kept)} picture{"s" if len(kept) > 1 else ""}'
+  _print(console, f'{path}: {number}{scored}  {best.facts["prompt"]}')
+
+
+def _repeat(
+  known: argparse.Namespace, overrides: Sequence[str], console: Console
+) -> None:
+  """Makes a picture again, by what its file says."""
+  before = pictures.read(known.repeat)
+  facts = dict(before.facts)
+  workdir = epath.Path(known.workdir or facts['workdir'])
+  step = known.step or str(facts['step'])
+  overrides = overrides or facts['overrides']
+  sampler = Sampler(trained.load(workdir, step, overrides))
+  wanted = Wanted(facts['prompt'], facts['line'], facts['number'])
+  (image,) = sampler.draw([wanted], facts['seed'], *_of_facts(facts))
+  after = pictures.Picture(image, facts, before.score)
+  known.out.mkdir(parents=True, exist_ok=True)
+  path = known.out / known.repeat.name
+  pictures.save(after, path)
+  if image.shape != before.image.shape:
+    _print(console, f'{path}: another size than {known.repeat}.')
+    return
+  differ = (image != before.image).any(-1).mean()
+  same = 'every pixel as before' if not differ else f'{differ:.2%} differ'
+  _print(console, f'{path}: {same}.')
+
+
+def _print(console: Console, text: str) -> None:
+  console.print(text, highlight=False, markup=False)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

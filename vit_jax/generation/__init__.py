@@ -1,0 +1,1 @@
+"""Pictures of texts, and how good they are."""
