@@ -29,7 +29,7 @@ OWN_IMAGES = {
 }
 # Whose argument is a path, or which have none.
 ANY_ARGUMENT = (
-  'clip_emoji', 'digits', 'dvae', 'dvae_emoji', 'dvae_shapes', 'fashion_mnist',
+  'clip_emoji', 'dalle_shapes', 'digits', 'dvae', 'dvae_emoji', 'dvae_shapes', 'fashion_mnist',
   'folder',
 )  # fmt: skip
 # How many examples TensorFlow Datasets' splits have.
@@ -69,6 +69,8 @@ def resolve(name, variant='', overrides=()):
 
 def prepare(name, variant=''):
   overrides = OWN_IMAGES.get(name, ())
+  if name == 'dalle_shapes':  # Without the discrete VAE, whose codes it takes.
+    overrides = ('--config.task.image_codes=',)
   if name == 'noisy_student':
     pytest.skip('needs a trained teacher')
   return run_lib.prepare(resolve(name, variant, overrides), planned=True)
