@@ -29,8 +29,8 @@ OWN_IMAGES = {
 }
 # Whose argument is a path, or which have none.
 ANY_ARGUMENT = (
-  'clip_emoji', 'dalle_shapes', 'digits', 'dvae', 'dvae_emoji', 'dvae_shapes', 'fashion_mnist',
-  'folder',
+  'clip_emoji', 'dalle_shapes', 'digits', 'dvae', 'dvae_emoji', 'dvae_shapes',
+  'fashion_mnist', 'folder',
 )  # fmt: skip
 # How many examples TensorFlow Datasets' splits have.
 SPLIT_SIZES = {

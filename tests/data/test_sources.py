@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import images, sources, splits
+from vit_jax.data import captions, images, sources, splits
 
 SHARED_DATA = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'
 
@@ -281,3 +281,56 @@ def test_tfds_reads_encoded_images_without_tensorflow(tmp_path, monkeypatch):
     sources.open_source('tfds:tiny_pictures', 'test')
   with pytest.raises(ValueError, match="did you mean 'tiny_pictures'"):
     sources.open_source('tfds:tiny_picture', 'train')
+
+
+def test_tfds_reads_captions(tmp_path, monkeypatch):
+  if importlib.util.find_spec('tensorflow_datasets') is None:
+    pytest.skip('tensorflow_datasets is not installed')
+  import tensorflow_datasets as tfds
+
+  class TinyCaptions(tfds.core.GeneratorBasedBuilder):
+    """Three images with one to three captions."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict(
+          {
+            'image': tfds.features.Image(shape=(6, 8, 3)),
+            'captions': tfds.features.Sequence(
+              {'text': tfds.features.Text(), 'id': np.int64}
+            ),
+            'number': np.int64,
+          }
+        )
+      )
+
+    def _split_generators(self, dl_manager):
+      return {'val': self._generate_examples()}
+
+    def _generate_examples(self):
+      for number in range(3):
+        path = tmp_path / f'{number}.png'
+        write_image(path, (number, 0, 0))
+        texts = [f'{number} {i}' for i in range(number + 1)]
+        several = [{'text': text, 'id': 0} for text in texts]
+        example = {'image': str(path), 'captions': several, 'number': number}
+        yield number, example
+
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  builder = tfds.builder(
+    'tiny_captions', data_dir=tmp_path, file_format='array_record'
+  )
+  builder.download_and_prepare()
+  source = captions.open_source('tfds_captions:tiny_captions', 'val')
+  source = pickle.loads(pickle.dumps(source))
+  assert len(source) == 3
+  for index in range(3):
+    number = source.fields(index)['number']
+    record = source[index]
+    expected = tuple(f'{number} {i}' for i in range(number + 1))
+    assert record['texts'] == source.captions(index) == expected
+    assert images.decode(record['image'])[0, 0, 0] == number
+  with pytest.raises(ValueError, match="'image' and 'label' are needed"):
+    sources.open_source('tfds:tiny_captions', 'val')

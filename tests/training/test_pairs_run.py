@@ -15,12 +15,14 @@ from vit_jax import evaluate, predict
 from vit_jax.config import ConfigError
 from vit_jax.data import captions
 from vit_jax.training import (
+  flops,
   init_from,
   loop,
   matching,
   rules,
   saved,
   schema,
+  speed,
   state,
   trained,
 )
@@ -341,3 +343,15 @@ def test_combinations_that_were_never_seen_are_found(tmp_path):
   # Chance is 0.7 %.
   assert last['retrieval/image_to_text_recall_1'] > 0.9
   assert last['retrieval/text_to_image_recall_1'] > 0.9
+
+
+def test_embedding_is_measured_of_images_and_of_texts():
+  run = run_lib.prepare(config(), jax.devices()[:1])
+  with jax.set_mesh(run.mesh):
+    found = speed.inference(run, 1)
+  assert found['images/s per core'] > 0 and found['texts/s per core'] > 0
+  # Features alone: what else the towers would give is not computed.
+  forward = found['GFLOP per image'] + found['GFLOP per text']
+  np.testing.assert_allclose(
+    3e9 * forward, flops.training_flops(run.task), rtol=0.02
+  )

@@ -5,6 +5,7 @@ A source is named by a spec:
   shapes:pixels=32   coloured shapes, drawn by code
   captions:PATH      a table of captions beside images, in a folder or a .tar
   shards:PATH        .tar files of the WebDataset layout
+  tfds_captions:NAME a data set prepared by TensorFlow Datasets as ArrayRecord
 
 Only records with some values of their other fields are taken where a spec ends
 in conditions, such as ' where style!=noto, group=food'. Several specs are
@@ -24,6 +25,7 @@ from vit_jax.data import (
   caption_shards,
   shapes,
   splits,
+  tfds_captions,
 )
 from vit_jax.data.caption_source import CaptionSource
 
@@ -34,6 +36,7 @@ FAMILIES = {
   'shapes': shapes.shapes,
   'captions': caption_files.open_captions,
   'shards': caption_shards.open_shards,
+  'tfds_captions': tfds_captions.tfds_captions,
 }
 
 

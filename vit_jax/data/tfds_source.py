@@ -61,7 +61,7 @@ class TfdsSource:
     return f'{self.prefix}/{index}'
 
 
-def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
+def tfds(name: str) -> dict[str, Callable[[], Any]]:
   """Returns how to open each split of a TensorFlow Datasets data set.
 
   Args:
@@ -74,6 +74,22 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
     UnknownDatasetError: If no data set has this name.
     ValueError: If the data set lacks an image or a label.
     FileNotFoundError: If it has not been prepared on this machine.
+  """
+  builder, prepare = find(name)
+  features = builder.info.features
+  if not {'image', 'label'} <= set(features):
+    raise ValueError(
+      f"'tfds:{name}' has the features {', '.join(features)}; 'image' and "
+      "'label' are needed"
+    )
+  return openers(builder, TfdsSource, name, prepare)
+
+
+def find(name: str) -> tuple[Any, str]:
+  """Returns the builder of a prepared data set, and how to prepare it.
+
+  Raises:
+    ImportError, UnknownDatasetError, FileNotFoundError: See `tfds`.
   """
   try:
     import tensorflow_datasets
@@ -101,16 +117,24 @@ def tfds(name: str) -> dict[str, Callable[[], TfdsSource]]:
     raise FileNotFoundError(
       f"'tfds:{name}' is not in {builder.data_dir}; {prepare}"
     )
-  features = builder.info.features
-  if not {'image', 'label'} <= set(features):
-    raise ValueError(
-      f"'tfds:{name}' has the features {', '.join(features)}; 'image' and "
-      "'label' are needed"
-    )
+  return builder, prepare
 
-  def open_split(split: str) -> TfdsSource:
+
+def openers(
+  builder: Any, source: Callable[[str, str], Any], name: str, prepare: str
+) -> dict[str, Callable[[], Any]]:
+  """Returns how to open each split.
+
+  Args:
+    builder: Of a prepared data set.
+    source: Opens a split of a folder.
+    name: Of the data set, for messages.
+    prepare: What to do if its files are of another format.
+  """
+
+  def open_split(split: str) -> Any:
     try:
-      return TfdsSource(str(builder.data_dir), split)
+      return source(str(builder.data_dir), split)
     except NotImplementedError as error:
       raise ValueError(
         f"'tfds:{name}' is stored in files that only TensorFlow reads; "

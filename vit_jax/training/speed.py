@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.config import ConfigError
 from vit_jax.data import pipeline
 from vit_jax.training import flops as flops_lib
 from vit_jax.training import mesh as mesh_lib
@@ -71,12 +72,13 @@ def _random_batch(run: Run, size: int) -> dict[str, jax.Array]:
   return mesh_lib.to_mesh(batch, run.mesh)
 
 
-def _params(run: Run) -> Any:
-  """Allocates parameters, and nothing else of a state, on the devices."""
-  sharding = jax.tree.map(lambda leaf: leaf.sharding, run.state.params)
+def _variables(run: Run) -> Any:
+  """Allocates variables, and nothing else of a state, on the devices."""
+  wanted = {'params': run.state.params, **run.state.others}
+  sharding = jax.tree.map(lambda leaf: leaf.sharding, wanted)
 
   def init():
-    return run.task.init(state_lib.random_key(run.config.seed))['params']
+    return run.task.init(state_lib.random_key(run.config.seed))
 
   return jax.block_until_ready(jax.jit(init, out_shardings=sharding)())
 
@@ -99,31 +101,61 @@ def step(run: Run, repeats: int) -> dict[str, float]:
   return {**result, 'initialisation, s': initialised}
 
 
+def _functions(task: Any) -> dict[str, Callable[[Any, Any], Any]]:
+  """Returns what a trained model is asked, by what it is asked about."""
+  if hasattr(task, 'encode_text'):
+    return {
+      'image': lambda variables, x: task.encode_image(variables, x)[0],
+      'text': lambda variables, x: task.encode_text(variables, x)[0],
+    }
+  if hasattr(task, 'predict'):
+    return {'image': task.predict}
+  if hasattr(task, 'intermediates'):
+    return {
+      'image': lambda variables, x: task.intermediates(variables, x)['pooled']
+    }
+  raise ConfigError(
+    f'{type(task).__name__} has nothing to predict: measure --what=step,data.'
+  )
+
+
 def inference(run: Run, repeats: int) -> dict[str, float]:
-  """Measures the model's predictions, at the batch size of evaluation."""
+  """Measures the model's predictions, at the batch size of evaluation.
+
+  Of a model of images and texts, how fast it embeds the one and the other; of
+  one that does not predict classes, how fast it computes features.
+  """
   size = run.config.eval.batch_size or run.config.batch_size
-  image = _random_batch(run, size)['image']
-  variables = {'params': _params(run)}
-  predict = jax.jit(run.task.predict)
-  timing = _time(
-    lambda: jax.block_until_ready(predict(variables, image)), repeats
-  )
-  one = run.task.batch_spec(1)['image']
-  work = flops_lib.count_flops(
-    run.task.predict, {'params': run.state.params}, one
-  )
-  return _speed(run, timing, size, work)
+  batch, variables = _random_batch(run, size), _variables(run)
+  functions = _functions(run.task)
+  result = {}
+  for name, function in functions.items():
+    compiled = jax.jit(function)
+    timing = _time(
+      lambda compiled=compiled, name=name: jax.block_until_ready(
+        compiled(variables, batch[name])
+      ),
+      repeats,
+    )
+    one = run.task.batch_spec(1)[name]
+    work = flops_lib.count_flops(function, variables, one)
+    found = _speed(run, timing, size, work, name)
+    # Of the others only what tells which it is.
+    result |= {key: x for key, x in found.items() if not result or name in key}
+  return result
 
 
-def _speed(run: Run, timing: Timing, size: int, work: int) -> dict[str, float]:
+def _speed(
+  run: Run, timing: Timing, size: int, work: int, what: str = 'image'
+) -> dict[str, float]:
   rate = size / timing.p50 / run.mesh.size
   result = {
     'batch size': size,
-    'images/s per core': rate,
+    f'{what}s/s per core': rate,
     'step p50, ms': timing.p50 * 1e3,
     'step p95, ms': timing.p95 * 1e3,
     'first step, s': timing.first,
-    'GFLOP per image': work / 1e9,
+    f'GFLOP per {what}': work / 1e9,
     'GFLOP/s per core': rate * work / 1e9,
   }
   peak = flops_lib.peak_flops(run.mesh.devices.flat[0])
