@@ -78,13 +78,14 @@ def test_nothing_sees_what_it_predicts():
 
   of_text, of_image = predict(text, image)
   for place in range(5):
-    changed, images = predict(text.at[0, place].add(-2), image)
+    changed, images = predict(text.at[0, place].set(6), image)
     np.testing.assert_array_equal(changed[: place + 1], of_text[: place + 1])
     moved = np.abs(changed - of_text).max(-1)[place + 1 :]
     assert (moved > 1e-3).all()
     assert (np.abs(images - of_image).max(-1) > 1e-3).all()
   for place in range(12):
-    texts, changed = predict(text, image.at[0, place].set(12 - image[0, place]))
+    other = image.at[0, place].set((image[0, place] + 5) % 13)
+    texts, changed = predict(text, other)
     np.testing.assert_array_equal(texts, of_text)
     np.testing.assert_array_equal(changed[: place + 1], of_image[: place + 1])
     if place < 11:
