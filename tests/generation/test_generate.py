@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import types
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +19,12 @@ from vit_jax.data import shapes, tokenizer
 from vit_jax.generation import networks, pictures, scores
 from vit_jax.generation.sampler import Sampler, Wanted
 from vit_jax.models import dalle, decoding, discrete_vae
+from vit_jax.tasks import text_to_image
 from vit_jax.tasks.discrete_vae import DiscreteVae
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import trained
 
 WORDS = tokenizer.Tokenizer((), 8)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """Draws by a model that has learned nothing."""
-
-  model: Any
-  frozen: Any
-  tokenizer: Any
-  image_shape: tuple
-
-  def sample(self, variables, text, keys, sampling, given):
-    return decoding.sample(
-      self.model, variables, dalle.mark_padding(text), keys, sampling, given
-    )
 
 
 @pytest.fixture(scope='module')
@@ -52,14 +37,14 @@ def model():
     ),
     (32, 32, 3),
   )  # fmt: skip
-  task = Task(
-    dalle.DallE(
+  task = text_to_image.TextToImage(
+    model=dalle.DallE(
       text_vocabulary=WORDS.size, text_length=8, image_vocabulary=11,
       grid=(4, 4), width=8, depth=1, mlp_dim=8, num_heads=1,
     ),
-    types.SimpleNamespace(task=codes),
-    WORDS,
-    (32, 32, 3),
+    image_shape=(32, 32, 3),
+    tokenizer=WORDS,
+    frozen=types.SimpleNamespace(task=codes, variables=None),
   )  # fmt: skip
   text, image = jnp.zeros((1, 8), int), jnp.zeros((1, 16), int)
   params = jax.eval_shape(task.model.init, jax.random.key(0), text, image)
@@ -68,7 +53,7 @@ def model():
     lambda x: np.random.default_rng(x.size).normal(0, 0.4, x.shape), params
   )
   params = params['params']
-  frozen = jax.jit(codes.init)(jax.random.key(1))['params']
+  frozen = jax.jit(codes.init)(jax.random.key(1))
   config = ConfigDict(
     dict(
       model=dict(name='dalle'),

@@ -53,8 +53,8 @@ class Sampler:
     self.model = model
     self.rows = model.task.model.grid[0]
     self._draw = jax.jit(self._pictures)
-    self._encode = jax.jit(model.task.frozen.task.encode)
-    self._decode = jax.jit(model.task.frozen.task.decode)
+    self._encode = jax.jit(model.task.encode)
+    self._decode = jax.jit(model.task.decode)
     self._send = functools.partial(
       jax.device_put, device=mesh_lib.batch_sharding(model.mesh)
     )
@@ -71,7 +71,7 @@ class Sampler:
     task = self.model.task
     codes = task.sample(variables, text, keys, sampling, given)
     flat = codes.reshape(-1, *task.model.grid)
-    pictures = task.frozen.task.decode({'params': variables['frozen']}, flat)
+    pictures = task.decode(variables, flat)
     return pictures.reshape(*keys.shape, *pictures.shape[1:])
 
   def cut(self, texts: Sequence[str]) -> list[str]:
@@ -105,7 +105,7 @@ class Sampler:
       padding = [(0, size - len(part))] + [(0, 0)] * (x.ndim - 1)
       with jax.set_mesh(self.model.mesh):
         batch = self._send(np.pad(part, padding))
-        rows = function({'params': self.model.variables['frozen']}, batch)
+        rows = function(self.model.variables, batch)
       found.append(np.asarray(jax.device_get(rows))[: len(part)])
     return np.concatenate(found)
 

@@ -301,14 +301,11 @@ def attend_next(
   seen = np.isin(np.arange(math.prod(pattern.grid)), pattern.offsets)
   seen = jnp.asarray(seen)[back] & (back >= 0) & (back <= place)
   near = jnp.where(seen, near, -jnp.inf)
-
-  largest = jnp.maximum(far.max(-1, keepdims=True), near.max(-1, keepdims=True))
-  far, near = jnp.exp(far - largest), jnp.exp(near - largest)
-  total = sum(x.sum(-1, dtype=jnp.float32) for x in (far, near))
-  far, near = far.astype(value.dtype), near.astype(value.dtype)
+  logits = jnp.concatenate([far, near], axis=-1)
+  weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+  far, near = weights[..., : pattern.text], weights[..., pattern.text :]
   out = jnp.einsum('thik,thkd->tihd', far, cache.text_value)
-  out += jnp.einsum('thik,tikhd->tihd', near, values)
-  return out / total.swapaxes(1, 2)[..., None].astype(out.dtype), cache
+  return out + jnp.einsum('thik,tikhd->tihd', near, values), cache
 
 
 def _places(pattern: Pattern, place: Array | int) -> Array:
