@@ -4,7 +4,9 @@ Radford et al., arXiv:2103.00020, tables 18 to 20. The argument is the model.
 
   python -m vit_jax.train --config=configs/clip.py:ViT-B/32 --workdir=DIR \
     --config.data.train.source='shards:/data/laion/*.tar' \
-    --config.data.test.source='captions:/data/coco/captions_val2017.jsonl'
+    --config.data.test.source='captions:/data/coco/captions_val2017.jsonl' \
+    --config.data.train.split=all --config.data.test.split=all \
+    --config.data.expected.train_examples=None
 
 The 400 million pairs of the paper were never published; sources of pairs are
 in `vit_jax/data/captions.py`.

@@ -33,7 +33,6 @@ VARIANTS = ('emoji64.tar.gz',)
 def get_config(path: str = VARIANTS[0]) -> ConfigDict:
   """Returns the configuration for the data in a .tar or a folder."""
   config = ConfigDict()
-  # A name comes once a batch, but for names that differ in case alone.
   config.task = dict(name='contrastive')
   config.model = dict(
     name='clip',

@@ -6,7 +6,9 @@ and stays as it is. The argument is that tower.
   python -m vit_jax.train --config=configs/lit.py:B/16 --workdir=DIR \
     --config.init.path=B_16.npz \
     --config.data.train.source='shards:/data/cc12m/*.tar' \
-    --config.data.test.source='captions:/data/coco/captions_val2017.jsonl'
+    --config.data.test.source='captions:/data/coco/captions_val2017.jsonl' \
+    --config.data.train.split=all --config.data.test.split=all \
+    --config.data.expected.train_examples=None
 
 The released towers are under storage.googleapis.com/vit_models/augreg. The
 text tower of the paper's public models is BERT; this one is a transformer of

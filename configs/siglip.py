@@ -4,7 +4,9 @@ Zhai et al., arXiv:2303.15343. The argument is the image tower.
 
   python -m vit_jax.train --config=configs/siglip.py:B/16 --workdir=DIR \
     --config.data.train.source='shards:/data/pairs/*.tar' \
-    --config.data.test.source='captions:/data/coco/captions_val2017.jsonl'
+    --config.data.test.source='captions:/data/coco/captions_val2017.jsonl' \
+    --config.data.train.split=all --config.data.test.split=all \
+    --config.data.expected.train_examples=None
 
 The released models read texts by SentencePiece, which is not here; this one
 reads them as CLIP does.

@@ -129,6 +129,11 @@ def open_model(
   if not known.classes:
     return model
   names = _class_names(known.classes)
+  if not hasattr(model.task, 'class_names'):
+    raise ConfigError(
+      f'--classes={known.classes}: a model trained for '
+      f"{model.config.task.name} has no classes; predict takes --labels='a|b'."
+    )
   count = len(model.task.class_names)
   if len(names) != count:
     raise ConfigError(

@@ -68,7 +68,11 @@ def main(arguments: Sequence[str], console: Console) -> None:
     print(json.dumps({'step': model.step, **figures}))
     return
   test = model.config.data.test
-  console.print(f'step {model.step:,} on {test.source} {test.split}')
+  own = {'metrics', 'retrieval', 'generation'} & {*names} or not known.source
+  data = [f'{test.source} {test.split}'] if own else []
+  if known.source and {'zero_shot', 'linear_probe', 'robustness'} & {*names}:
+    data.append(f'{known.source} {known.test_split or "test"}')
+  console.print(f'step {model.step:,} on {" and ".join(data)}')
   width = max(12, *map(len, figures))
   for name, value in figures.items():
     shown = f'{value:,}' if isinstance(value, int) else f'{value:.4f}'
@@ -133,6 +137,8 @@ def _metrics(
   """Scores what the model was trained for, on `config.data.test`."""
   del known
   source = _test_source(model)
+  if records.reads(model.config) == 'captions':
+    _check_tokenizer(model)
   if records.reads(model.config) == 'labels':
     _check_classes(model, source.class_names)
   transform = records.open_transform(
@@ -190,12 +196,18 @@ def _robustness(
 ) -> tuple[dict, dict]:
   source, where = _labelled(model, known, 'test')
   if hasattr(model.task, 'encode_image'):
+    _check_tokenizer(model)
     named = _prompts(model, known, source)
 
     def accuracy(source: Any, transform: Callable) -> float:
       found = scorer.zero_shot(model.variables, source, named, transform)
       return found.top_1
   else:
+    if not hasattr(model.task, 'class_names'):
+      raise ConfigError(
+        '--tasks=robustness needs a model that classifies; this one is for '
+        f'{model.config.task.name}.'
+      )
     _check_classes(model, source.class_names)
     summed = mean_metrics.make_summed(model.task)
 
@@ -259,6 +271,8 @@ def _labelled(
   model: trained.Trained, known: argparse.Namespace, name: str
 ) -> tuple[Any, str]:
   """Opens labels of `--source`, or else of the run's own data."""
+  if known.train_source and not known.source:
+    raise ConfigError('--train-source goes with --source: name both.')
   split = getattr(known, f'{name}_split')
   if known.source:
     source, classes = known.source, ()
@@ -291,6 +305,11 @@ def _check_pairs(model: trained.Trained, name: str) -> None:
       f'--tasks={name} needs a model of images and texts, such as a CLIP; this '
       f'one is a {model.config.model.name} for {model.config.task.name}.'
     )
+  _check_tokenizer(model)
+
+
+def _check_tokenizer(model: trained.Trained) -> None:
+  """Raises ConfigError for a released model that nobody can write to."""
   if model.task.tokenizer is None:
     raise ConfigError(
       'The checkpoint has no tokenizer: name its file of merges by '

@@ -64,6 +64,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   known, overrides = command_line.split(options, arguments)
   if known.top is not None and known.top < 1:
     raise ConfigError(f'--top={known.top} prints nothing: use 1 or more.')
+  if known.search and known.format != 'text':
+    raise ConfigError('--format is of classes: leave it out with --search.')
   if known.search and known.labels:
     raise ConfigError('Give --labels or --search, not both.')
   paths = list(_files([*known.files, *(known.images or ())]))

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['bag_of_words', 'captioning'])
 def test_it_is_trained_and_scored_as_clip_is(name, tmp_path):
   loaded = config_lib.load(f'{ROOT}/configs/clip_objectives.py:{name}')

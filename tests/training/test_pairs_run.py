@@ -84,7 +84,7 @@ def train(settings, workdir):
 
 
 def call(main, *arguments):
-  console = Console(file=io.StringIO(), width=80)
+  console = Console(file=io.StringIO(), width=300)
   main([str(argument) for argument in arguments], console)
   return console.file.getvalue()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 
 _SHOWN = 8
@@ -23,20 +24,17 @@ def matches(
   batch = next(iter(batches))
 
   @jax.jit
-  def similarities(variables, batch):
+  def look(variables, batch):
     image, _ = task.encode_image(variables, batch['image'])
     text, _ = task.encode_text(variables, batch['text'])
-    return image @ text.T
+    return image @ text.T, batch['image'], batch['text'], batch['mask']
 
-  # All of it goes through, as it lies on the devices.
-  table = np.asarray(jax.device_get(similarities(variables, batch)))
-  count = min(_SHOWN, int(jax.device_get(batch['mask']).sum()))
-  table = table[:count, :count]
-  images = jax.device_get(batch['image'])[:count]
-  texts = [
-    task.tokenizer.decode(row).strip()
-    for row in jax.device_get(batch['text'])[:count]
-  ]
+  # Every process takes part, though but one draws.
+  found = multihost_utils.process_allgather(look(variables, batch), tiled=True)
+  table, images, tokens, mask = map(np.asarray, found)
+  shown = np.flatnonzero(mask)[:_SHOWN]
+  table, images = table[np.ix_(shown, shown)], images[shown]
+  texts = [task.tokenizer.decode(row).strip() for row in tokens[shown]]
   return _draw(images, texts, table)
 
 
@@ -52,7 +50,7 @@ def _draw(images: np.ndarray, texts: list[str], table: np.ndarray) -> Figure:
   axes = figure.add_subplot(grid[1, :])
   axes.imshow(table.T, vmin=-1, vmax=1, cmap='coolwarm', aspect='auto')
   axes.set_xticks([])
-  axes.set_yticks(range(count), texts, fontsize=8)
+  axes.set_yticks(range(count), texts, fontsize=8, parse_math=False)
   for row, column in np.ndindex(table.shape):
     axes.text(
       row, column, f'{table[row, column]:.2f}', ha='center', va='center'

@@ -100,6 +100,12 @@ def check_accumulation(config: Any, task: Any, variables: Any) -> None:
       'model has batch norm, which would see only parts of a batch. Use 1, and '
       'more devices or a smaller batch, or a model without batch norm.'
     )
+  if config.optimizer.average and 'batch_stats' in variables:
+    raise ConfigError(
+      f'config.optimizer.average is {config.optimizer.average}, but the model '
+      'has batch norm, whose statistics are not those of averaged parameters. '
+      'Use 0, or a model without batch norm.'
+    )
 
 
 def check_views(config: Any, batch: Iterable[str]) -> None:

@@ -66,7 +66,8 @@ def _open(
   config: Any, settings: Any, name: str, opened: Mapping | None
 ) -> sources.Source:
   split = getattr(settings, f'{name}_split')
-  if opened and not (settings.source or split):
+  labelled = opened and hasattr(opened[name], 'class_names')
+  if labelled and not (settings.source or split):
     return opened[name]
   section = config.data[name]
   return records.open_source(

@@ -47,8 +47,14 @@ def load(config: Any) -> Frozen | None:
     raise ConfigError(f'config.task.{key}: {error}') from error
   # Not what it has learned with itself.
   others = {name: x for name, x in found.others.items() if name != 'frozen'}
-  meta = {'config': found.config.to_dict(), **found.known.meta()}
-  task = build.make_task(found.config, found.known)
+  meta = {
+    'config': found.config.to_dict(),
+    **found.known.meta(),
+    'frozen': found.teacher,
+  }
+  task = build.make_task(
+    found.config, found.known, frozen=of_meta(found.teacher)
+  )
   return Frozen(task, {'params': found.params, **others}, meta)
 
 
@@ -57,5 +63,6 @@ def of_meta(meta: Mapping[str, Any] | None) -> Frozen | None:
   if not meta:
     return None
   config = config_lib.resolve(meta['config'], (), schema.SCHEMA)
-  task = build.make_task(config, build.Known.of_meta(meta))
+  known = build.Known.of_meta(meta)
+  task = build.make_task(config, known, frozen=of_meta(meta.get('frozen')))
   return Frozen(task, None, meta)

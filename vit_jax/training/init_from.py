@@ -108,7 +108,35 @@ def initial_state(run: Run) -> tuple[State, Origin | None]:
   average = state.average
   if average is not None:
     average = jax.tree.map(lambda leaf: leaf.copy(), params)
-  return state.replace(params=params, average=average), origin
+  others = _others(run.config.init, found, state.others, params)
+  return state.replace(params=params, average=average, others=others), origin
+
+
+def _others(init: Any, found: saved.Saved, fresh: Any, params: Any) -> Any:
+  """Returns statistics as they were, and a target that is the model."""
+  others = dict(fresh)
+  had = found.others.get('batch_stats', {})
+  had = _moved(init, rules.by_path(had)) if had else {}
+
+  def pick(path: str, leaf: jax.Array) -> jax.Array:
+    named = any(re.fullmatch(pattern, path) for pattern in init.fresh)
+    if named or path not in had or had[path].shape != leaf.shape:
+      return leaf
+    return jax.device_put(had[path].astype(leaf.dtype), leaf.sharding)
+
+  if 'batch_stats' in others:
+    others['batch_stats'] = rules.map_by_path(pick, others['batch_stats'])
+  if 'target' in others:
+    online = {'params': params, 'batch_stats': others['batch_stats']}
+    others['target'] = dict(others['target'])
+    for name, tree in online.items():
+      values = rules.by_path(tree)
+      # Copies: a training step gives the memory of each array away.
+      others['target'][name] = rules.map_by_path(
+        lambda path, leaf, values=values: values[path].copy(),
+        others['target'][name],
+      )
+  return others
 
 
 def _fit(run: Run, found: saved.Saved, origin: Origin) -> dict[str, np.ndarray]:
@@ -192,14 +220,21 @@ def _why_fresh(
   return {**besides, **result}
 
 
-def _part(init: Any, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns the parameters of `init.part`, by their paths in this model."""
+def _moved(
+  init: Any, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of `init.part` by their paths in this model."""
   part, into = (f'{x}/'.lstrip('/') for x in (init.part, init.into))
-  result = {
+  return {
     into + path.removeprefix(part): value
-    for path, value in params.items()
+    for path, value in arrays.items()
     if path.startswith(part)
   }
+
+
+def _part(init: Any, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the parameters of `init.part`, by their paths in this model."""
+  result = _moved(init, params)
   if not result:
     tops = sorted({path.partition('/')[0] for path in params})
     raise ConfigError(

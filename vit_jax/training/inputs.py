@@ -139,6 +139,7 @@ def open_inputs(config: Any, planned: bool = False) -> Inputs:
   """
   names = ('train', 'test')
   reads = records.reads(config)
+  _check_used(config, reads)
   expected = config.data.expected
   needed = ['train_examples', 'image_shape']
   if reads == 'labels':
@@ -178,6 +179,21 @@ def open_inputs(config: Any, planned: bool = False) -> Inputs:
   )
   _check_expected(config, inputs)
   return inputs
+
+
+def _check_used(config: Any, reads: str) -> None:
+  """Raises ConfigError for keys of the data that the task has no use for."""
+  if reads == 'captions' and config.data.classes:
+    raise ConfigError(
+      f'config.data.classes chooses labels, but {config.task.name} reads '
+      "captions. Use a condition: '... where FIELD=VALUE'."
+    )
+  for key in ('tokenizer', 'unique'):
+    if reads != 'captions' and config.data.text[key]:
+      raise ConfigError(
+        f'config.data.text.{key} is set, but {config.task.name} reads no '
+        'captions: leave it out.'
+      )
 
 
 def check_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:

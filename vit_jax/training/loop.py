@@ -346,6 +346,7 @@ class _Loop:
     if self.checkpoints.steps():
       _, meta, _ = self.checkpoints.load(('step',))
       workdir_lib.check_same_run(meta['config'], self.config, self.workdir)
+      workdir_lib.check_same_data(meta, self.run.inputs.known, self.workdir)
     restored = self.checkpoints.restore(self.run.state)
     if restored is not None:
       state, _, start = restored

@@ -177,6 +177,7 @@ def data(run: Run, repeats: int) -> dict[str, float]:
       run.inputs.preprocess['train'],
       batch_size=config.batch_size,
       seed=config.seed,
+      order=run.inputs.order,
       workers=config.data.workers,
       max_broken=config.data.max_broken,
     )

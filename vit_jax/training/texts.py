@@ -25,7 +25,7 @@ def open_source(section: Any, where: str) -> captions.CaptionSource:
   """
   try:
     return captions.open_source(section.source, section.split)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, ImportError, AssertionError) as error:
     raise ConfigError(f'{where}: {error}') from error
 
 

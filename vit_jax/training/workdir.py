@@ -92,3 +92,20 @@ def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
     else:
       flat[prefix + name] = json.loads(json.dumps(value))
   return flat
+
+
+def check_same_data(meta: Mapping, known: Any, workdir: pathlib.Path) -> None:
+  """Raises ConfigError if classes, shapes or tokens have changed since.
+
+  Args:
+    meta: of a checkpoint.
+    known: what the data tells now, see `build.Known`.
+    workdir: of the run, for the message.
+  """
+  now = json.loads(json.dumps(known.meta()))
+  for key in now:
+    if key in meta and meta[key] != now[key]:
+      raise ConfigError(
+        f'The {key} of the data is not what {workdir} was trained with: the '
+        'data has changed. Bring it back, or choose another --workdir.'
+      )
