@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from vit_jax.models import (
+  attention,
   clip,
   kernels,
   layers,
   modified_resnet,
   patches,
-  transformer,
 )
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.vit import ViT, count_parameters
@@ -198,7 +198,7 @@ def test_an_id_outside_of_the_vocabulary_is_not_a_number():
 @pytest.mark.parametrize('queries', [7, 3])
 def test_causal_attention_sees_the_past_alone(cpu, queries, monkeypatch):
   monkeypatch.setattr(layers, 'on_cpu', lambda: cpu)
-  model = transformer.Attention(3, causal=True)
+  model = attention.Attention(3, causal=True)
   x = noise(0, 2, 7, 24)
   params = model.init(jax.random.key(0), x)
   weight = noise(1, 2, queries, 24)
@@ -218,8 +218,8 @@ def test_causal_attention_sees_the_past_alone(cpu, queries, monkeypatch):
     return (out + params['out']['bias']) * weight, weights
 
   def ours(params, x):
-    out, weights = model.apply(params, x[:, :queries], x)
-    return out * weight, weights
+    out, found = model.apply(params, x[:, :queries], x)
+    return out * weight, found['attention_weights']
 
   def both(function):
     def total(params, x):

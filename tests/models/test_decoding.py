@@ -18,7 +18,7 @@ def make(**fields):
     width=24, depth=4, mlp_dim=40, num_heads=3,
   )  # fmt: skip
   model = dalle.DallE(**{**sizes, **fields})
-  image = jax.ShapeDtypeStruct((2, 20), jnp.int32)
+  image = jax.ShapeDtypeStruct((2, model.image_length), jnp.int32)
   tree = jax.eval_shape(model.init, jax.random.key(0), TEXT, image)
   rng = np.random.default_rng(0)
   return model, jax.tree.map(
@@ -26,9 +26,9 @@ def make(**fields):
   )
 
 
-def given(rows):
+def given(number):
   rng = np.random.default_rng(2)
-  return jnp.asarray(rng.integers(0, CODES, (2, 4 * rows)), jnp.int32)
+  return jnp.asarray(rng.integers(0, CODES, (2, number)), jnp.int32)
 
 
 sample = jax.jit(decoding.sample, static_argnums=0)
@@ -37,10 +37,11 @@ sample = jax.jit(decoding.sample, static_argnums=0)
 def without_cache(model, variables, keys, sampling, codes):
   """Computes everything again for each code."""
   texts, images = keys.shape
+  length = model.image_length
 
   @jax.jit
   def draw(codes, place):
-    flat = jnp.pad(codes.reshape(texts * images, -1), ((0, 0), (0, 20)))[:, :20]
+    flat = codes.reshape(texts * images, length)
     text = jnp.repeat(TEXT, images, axis=0)
 
     def logits(text):
@@ -54,9 +55,9 @@ def without_cache(model, variables, keys, sampling, codes):
     return decoding.choose(found, keys, place, sampling)
 
   codes = jnp.broadcast_to(codes[:, None], (texts, images, codes.shape[1]))
-  whole = jnp.zeros((texts, images, 20), jnp.int32)
+  whole = jnp.zeros((texts, images, length), jnp.int32)
   whole = whole.at[..., : codes.shape[2]].set(codes)
-  for place in range(codes.shape[2], 20):
+  for place in range(codes.shape[2], length):
     whole = whole.at[..., place].set(draw(whole, place))
   return whole
 
@@ -72,17 +73,17 @@ def without_cache(model, variables, keys, sampling, codes):
       Sampling(1.5, top_fraction=0.5, guidance=0.5),
       3,
     ),
-    ({'patterns': ('convolutional',)}, Sampling(0.0), 4),
+    ({'patterns': ('convolutional',), 'grid': (3, 13)}, Sampling(0.0), 1),
   ],
 )
 def test_the_same_codes_as_without_a_cache(fields, sampling, rows):
   model, variables = make(**fields)
   keys = decoding.candidate_keys(5, 2, 3)
-  codes = given(rows)
+  codes = given(rows * model.grid[1])
   found = sample(model, variables, TEXT, keys, sampling, codes)
   expected = without_cache(model, variables, keys, sampling, codes)
   np.testing.assert_array_equal(found, expected)
-  np.testing.assert_array_equal(found[:, 1, : 4 * rows], codes)
+  np.testing.assert_array_equal(found[:, 1, : codes.shape[1]], codes)
   # Not all alike, or all of this would say little.
   assert len(np.unique(found)) > 3
 
@@ -100,8 +101,8 @@ def test_an_image_does_not_depend_on_those_beside_it():
 def test_whole_images_are_left_as_they_are():
   model, variables = make()
   keys = decoding.candidate_keys(0, 2, 2)
-  found = sample(model, variables, TEXT, keys, Sampling(), given(5))
-  np.testing.assert_array_equal(found[:, 0], given(5))
+  found = sample(model, variables, TEXT, keys, Sampling(), given(20))
+  np.testing.assert_array_equal(found[:, 0], given(20))
 
 
 LOGITS = jnp.asarray(np.random.default_rng(3).normal(size=200) * 2, jnp.float32)
@@ -141,6 +142,16 @@ def test_codes_are_drawn_with_their_probability(sampling, kept):
   found = shares(sampling)
   assert not found[expected == 0].any()
   np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_places_have_random_numbers_of_their_own():
+  keys = decoding.candidate_keys(0, 1, 1)
+  logits = jnp.zeros((1, 1, 200))
+  drawn = [
+    int(decoding.choose(logits, keys, place, Sampling())[0, 0])
+    for place in range(20)
+  ]
+  assert len({*drawn}) > 15
 
 
 def test_no_temperature_takes_the_likeliest():

@@ -104,9 +104,9 @@ def sample(
   texts, images = keys.shape
   if given is None:
     given = jnp.zeros((texts, 0), jnp.int32)
-  columns = given.shape[1]
-  whole = jnp.broadcast_to(given[:, None], (texts, images, columns))
-  if columns == model.image_length:
+  start = given.shape[1]
+  whole = jnp.broadcast_to(given[:, None], (texts, images, start))
+  if start == model.image_length:
     return whole
   pairs, repeated = text, given
   if sampling.guidance is not None:
@@ -137,8 +137,8 @@ def sample(
     codes = draw(logits, place)
     return (codes, caches), codes
 
-  first = draw(logits, columns)
-  places = jnp.arange(columns + 1, model.image_length)
+  first = draw(logits, start)
+  places = jnp.arange(start + 1, model.image_length)
   _, rest = jax.lax.scan(step, (first, caches), places)
   rest = jnp.moveaxis(rest, 0, 2)
   return jnp.concatenate([whole, first[..., None], rest], axis=2)
@@ -256,10 +256,9 @@ def _at(weights: Array, uniform: Array) -> Array:
   goal = uniform * ends[..., -1]
   chunk = _passed(ends, goal)
   before = _take(jnp.pad(ends, [(0, 0)] * uniform.ndim + [(1, 0)]), chunk)
-  within = jnp.take_along_axis(chunks, chunk[..., None, None], axis=-2)[
-    ..., 0, :
-  ]
-  code = chunk * _CHUNK + _passed(jnp.cumsum(within, axis=-1), goal - before)
+  within = jnp.take_along_axis(chunks, chunk[..., None, None], axis=-2)
+  ends = jnp.cumsum(within.squeeze(-2), axis=-1)
+  code = chunk * _CHUNK + _passed(ends, goal - before)
   return jnp.minimum(code, number - 1)
 
 
