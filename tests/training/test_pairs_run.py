@@ -198,6 +198,7 @@ def test_the_tower_of_a_clip_starts_a_classifier(workdir):
   jax.tree.map(np.testing.assert_array_equal, found, tower)
 
 
+@pytest.mark.slow
 def test_batch_norm_learns_its_statistics_and_keeps_them(tmp_path):
   before, after, _ = one_step(with_resnet())
   changed = [
