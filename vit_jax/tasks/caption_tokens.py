@@ -1,4 +1,4 @@
-"""What tasks that predict the tokens of captions have in common.
+"""What tasks that read captions have in common.
 
 Texts are int [texts, length], as `vit_jax.data.tokenizer` makes them: start,
 words, end, padding. The end has the highest id of all; padding has the id of a

@@ -1,7 +1,6 @@
 """Learning which images and texts belong together (CLIP, SigLIP, LiT)."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from vit_jax.models.clip import CLIP
-from vit_jax.tasks import contrastive_loss, contrastive_report
+from vit_jax.tasks import caption_tokens, contrastive_loss, contrastive_report
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -51,13 +50,9 @@ class Contrastive:
 
   def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of `size` pairs."""
-    number = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    return {
-      'image': jax.ShapeDtypeStruct((size, *self.image_shape), jnp.float32),
-      'text': number((size, self.model.text.length)),
-      'identity': number((size,)),
-      'truncated': jax.ShapeDtypeStruct((size,), jnp.bool),
-    }
+    return caption_tokens.batch_spec(
+      size, self.image_shape, self.model.text.length
+    )
 
   def init(self, key: Array) -> dict[str, Any]:
     """Returns freshly initialised variables."""

@@ -13,7 +13,7 @@ import optax
 from matplotlib.figure import Figure
 
 from vit_jax.models import dalle, decoding
-from vit_jax.tasks import text_to_image_report
+from vit_jax.tasks import caption_tokens, text_to_image_report
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -92,12 +92,9 @@ class TextToImage:
 
   def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of `size` pairs."""
-    spec = {
-      'image': jax.ShapeDtypeStruct((size, *self.image_shape), jnp.float32),
-      'text': jax.ShapeDtypeStruct((size, self.model.text_length), jnp.int32),
-      'identity': jax.ShapeDtypeStruct((size,), jnp.int32),
-      'truncated': jax.ShapeDtypeStruct((size,), jnp.bool),
-    }
+    spec = caption_tokens.batch_spec(
+      size, self.image_shape, self.model.text_length
+    )
     if self.frozen is None:
       shape = (size, self.model.image_length)
       spec['codes'] = jax.ShapeDtypeStruct(shape, jnp.int32)
