@@ -1,4 +1,4 @@
-r"""ViT, hybrid and ResNet at equal compute on Fashion-MNIST, in three sizes.
+r"""ViT, hybrid and ResNet at equal compute on Fashion-MNIST, in four sizes.
 
 The ViT paper's comparison (arXiv:2010.11929, section 4.4 and figures 4 and 5)
 at a size that a CPU can train. The argument is KIND-SIZE. Kinds of one size
@@ -19,9 +19,26 @@ Accuracy against the size of the training set, for each KIND, and the plot:
 Accuracy against compute: train every KIND-SIZE into runs/compute/KIND/SIZE,
 and plot with --x=exaflops. The paper's own sizes are in vit_jft.py.
 
+Class token against average pooling, over learning rates; and what tells where
+a patch was, and where that is told:
+
+  python -m vit_jax.sweep --config=configs/rivals.py:vit-S --run \
+    --workdir=runs/pooling --set config.model.pooling=token,gap \
+    --set config.optimizer.learning_rate=0.001,0.003,0.01,0.03
+  python -m vit_jax.analyze study --workdir=runs/pooling --out=DIR \
+    --x=config.optimizer.learning_rate --lines=config.model.pooling
+  python -m vit_jax.sweep --config=configs/rivals.py:vit-S --run \
+    --workdir=runs/position --set config.model.position=learned,learned_2d \
+    --set config.model.position_at=stem,every_layer,shared
+  python -m vit_jax.analyze study --workdir=runs/position --out=DIR \
+    --x=config.model.position --lines=config.model.position_at
+
+with position=none, and with position=relative at every_layer and shared, in
+two sweeps more of the same workdir.
+
 Expected: not measured; nothing is published at this size.
-Cost of training, by arithmetic, for an image: S 48, M 100, L 260 MFLOP; 10
-epochs of 60,000 images are 29, 60 and 156 TFLOP.
+Cost of training, by arithmetic, for an image: XS 13, S 48, M 100, L 260 MFLOP;
+10 epochs of 60,000 images are 8, 29, 60 and 156 TFLOP.
 """
 
 import pathlib
@@ -50,12 +67,15 @@ def _resnet(stages: tuple, width_factor: float) -> dict:
 
 
 MODELS = {
+  'vit-XS': _vit(32, 4),
   'vit-S': _vit(64, 4),
   'vit-M': _vit(96, 4),
   'vit-L': _vit(128, 6),
+  'hybrid-XS': _hybrid(32, 3, ()),
   'hybrid-S': _hybrid(64, 4, ()),
   'hybrid-M': _hybrid(96, 4, (1,)),
   'hybrid-L': _hybrid(128, 6, (1,)),
+  'resnet-XS': _resnet((2,), 0.5),
   'resnet-S': _resnet((2, 2, 2), 0.5),
   'resnet-M': _resnet((1, 2), 1.0),
   'resnet-L': _resnet((3, 3, 3), 1.0),

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from vit_jax import analyze, config
-from vit_jax.analysis import embeddings
+from vit_jax.analysis import embeddings, study
 from vit_jax.analysis.pictures import QUESTIONS
 from vit_jax.training import schema
 
@@ -165,6 +165,17 @@ def test_compute_of_a_study_is_that_of_analyze_compute(runs, tmp_path):
   call('compute', *SMALL, f'--json={cost}')
   expected = json.loads(cost.read_text())['training_exaflops']
   assert found[1] == pytest.approx(expected)
+
+
+def test_a_study_of_words_orders_them_by_what_they_reach():
+  values = (('none', 'a', 0.5), ('late', 'a', 0.7), ('early', 'b', 0.6))
+  points = [study.Point('run', line, x, y, 1) for x, line, y in values]
+  (axes,) = study.draw(points, 'config.x', 'test/accuracy').axes
+  names = [label.get_text() for label in axes.get_xticklabels()]
+  assert names == ['none', 'early', 'late']
+  first, _ = axes.get_lines()
+  assert first.get_xdata().tolist() == ['none', 'late']
+  assert first.get_linestyle() == 'None'
 
 
 VIT = ('attention-map', f'--checkpoint={GOLDENS / "vit_gap.npz"}')

@@ -20,7 +20,10 @@ to `--out=DIR` as PNG, with the numbers behind it and how to read it:
 Images are those of `--images=FOLDER`, or the test data of the run. `--html`
 binds all pictures in `--out` into one page. A CLIP is asked about images unless
 `--tower=text` is given: then all but `filters` are of its text tower, distances
-are in tokens, and texts are those of `--texts=FILE`, or of the test data.
+are in tokens, and texts are those of `--texts=FILE`, or of the test data. A
+DALL-E has `positions`, `attention-distance`, `attention-map` (of each word of a
+text to the places of its image) and `attention-heads` (what a place is drawn
+from), of pairs of the test data.
 
   study     a table and a plot of all runs below `--workdir=DIR`, against
             `--x=examples`, `--x=exaflops` or a key, `--x=config.KEY`; a line
@@ -31,7 +34,7 @@ import argparse
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -40,9 +43,11 @@ from rich.console import Console
 from vit_jax import command_line, config
 from vit_jax.analysis import (
   compute,
+  decoder_pictures,
   drawing,
   examples,
   page,
+  pair_examples,
   pictures,
   probe,
   study,
@@ -93,12 +98,17 @@ def _pictures(what: str, arguments: Sequence[str], console: Console) -> None:
   known, overrides = command_line.split(_parser(what), arguments)
   _check(known)
   questions = QUESTIONS[known.tower]
-  if what not in (*questions, 'all'):
-    raise config.ConfigError(
-      f'A text tower has no {what}; it has {", ".join(questions)}.'
-    )
+  _check_asked(what, questions, f'{known.tower} tower')
   model = command_line.open_model(known, overrides)
   probe.tower(model, known.tower)  # Raises where there is none.
+  decodes = probe.is_decoder(model)
+  if decodes:
+    questions = decoder_pictures.QUESTIONS
+    _check_asked(what, questions, f'model of {model.config.task.name}')
+    if known.images:
+      raise config.ConfigError(
+        '--images: this model draws, it is asked about pairs of its test data.'
+      )
   names = [*questions] if what == 'all' else [what]
   number = known.number or max(questions[name].examples for name in names)
 
@@ -106,7 +116,9 @@ def _pictures(what: str, arguments: Sequence[str], console: Console) -> None:
     _print(console, f'skipped, cannot be used: {file} ({reason})')
 
   @functools.cache
-  def given() -> examples.Examples | text_examples.Texts:
+  def given() -> examples.Examples | text_examples.Texts | pair_examples.Pairs:
+    if decodes:
+      return pair_examples.read(model, number, say)
     if known.tower == 'text':
       return text_examples.read(model, known.texts, number)
     return examples.read(model, known.images, number, say)
@@ -114,7 +126,7 @@ def _pictures(what: str, arguments: Sequence[str], console: Console) -> None:
   left_out = {}
   for name in names:
     try:
-      _draw(name, model, given, known, console)
+      _draw(name, questions[name], model, given, known, console)
     except config.ConfigError as error:
       if what != 'all':
         raise
@@ -126,6 +138,15 @@ def _pictures(what: str, arguments: Sequence[str], console: Console) -> None:
       _file(name, tower) for tower in QUESTIONS for name in QUESTIONS[tower]
     ]
     _print(console, f'Written to {page.bind(known.out, files)}.')
+
+
+def _check_asked(
+  what: str, questions: Mapping[str, pictures.Question], kind: str
+) -> None:
+  if what not in (*questions, 'all'):
+    raise config.ConfigError(
+      f'A {kind} has no {what}; it has {", ".join(questions)}.'
+    )
 
 
 def _file(name: str, tower: str) -> str:
@@ -181,19 +202,21 @@ def _check_out(out: pathlib.Path | None) -> None:
 
 def _draw(
   name: str,
+  question: pictures.Question,
   model: trained.Trained,
   read: Callable[[], Any],
   known: argparse.Namespace,
   console: Console,
 ) -> None:
   """Asks one question, and writes the answer."""
-  question, given = QUESTIONS[known.tower][name], []
+  given = []
   made_of = f'Made from {known.workdir or known.checkpoint}'
   if known.workdir:
     made_of += f', step {model.step:,}'
   if question.examples:
     given = [read().first(known.number or question.examples)]
-    made_of += f', with {len(given[0].names):,} {known.tower}s of '
+    kind = 'pair' if probe.is_decoder(model) else known.tower
+    made_of += f', with {len(given[0].names):,} {kind}s of '
     made_of += given[0].source
   with matplotlib.rc_context(drawing.STYLE):
     answer = question.answer(model, *given)

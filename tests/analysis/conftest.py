@@ -1,6 +1,10 @@
 """Models to look into, with noise in every tensor."""
 
+import dataclasses
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -101,5 +105,64 @@ def open_clip():
     words = tokenizer.Tokenizer((), text['length'])
     known = build.Known((), (pixels, pixels, 3), words)
     return _trained(config, build.make_task(config, known, to_steps=None))
+
+  return make
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+  """Stands for a discrete VAE: a code is the darkest of 4 x 4 pixels."""
+
+  image_shape: tuple = (8, 12, 3)
+  model = types.SimpleNamespace(vocabulary_size=5)
+
+  def init(self, key):
+    return {'params': {}}
+
+  def encode(self, variables, image):
+    cells = image.reshape(-1, 2, 4, 3, 4, 3).min((2, 4, 5))
+    return (cells * 5).astype(jnp.int32).clip(0, 4)
+
+  def decode(self, variables, codes):
+    bright = jnp.repeat(jnp.repeat(codes, 4, 1), 4, 2)[..., None] / 4
+    return jnp.broadcast_to(bright, (*bright.shape[:-1], 3))
+
+
+@pytest.fixture(scope='session')
+def open_dalle():
+  """A function that returns a small DALL-E; its tokens are single letters."""
+
+  def make(codes=Codes(), **fields):
+    data = dict(
+      source='shapes:pixels=16',
+      split='train',
+      preprocess='resize((8, 12))|value_range(0, 1)',
+    )
+    model = dict(
+      name='dalle', text_vocabulary=514, text_length=12, image_vocabulary=5,
+      grid=(2, 3), patterns=('row', 'column'), **SIZES,
+    ) | fields  # fmt: skip
+    config = config_lib.resolve(
+      dict(
+        task=dict(name='text_to_image'),
+        model=model,
+        data=dict(train=data, test=data | dict(split='test')),
+        batch_size=8,
+        total='1steps',
+        optimizer=dict(name='adamw', learning_rate=1e-3),
+        schedule=dict(name='constant'),
+        eval=dict(every='100%'),
+        checkpoint=dict(every='100%'),
+      ),
+      (),
+      schema.SCHEMA,
+    )
+    words = tokenizer.Tokenizer((), model['text_length'])
+    known = build.Known((), (8, 12, 3), words)
+    frozen = codes and types.SimpleNamespace(
+      task=codes, variables=codes.init(None)
+    )
+    task = build.make_task(config, known, to_steps=None, frozen=frozen)
+    return _trained(config, task)
 
   return make

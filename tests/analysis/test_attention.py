@@ -83,6 +83,12 @@ def test_rollout_mixes_layers_as_the_residual_stream_does():
   np.testing.assert_allclose(found, expected, atol=1e-6)
   np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
   np.testing.assert_array_equal(attention.rollout([], readers), readers)
+  # Several readers at once.
+  others = random_weights(2, 3, 6)
+  found = attention.rollout(list(layers), others)
+  for number in range(3):
+    one = attention.rollout(list(layers), others[:, number])
+    np.testing.assert_allclose(found[:, number], one, atol=1e-6)
 
 
 @pytest.mark.parametrize('before', [0, 1])
@@ -101,3 +107,17 @@ def test_what_is_seen_is_seen_by_the_class_token_or_else_by_all():
     expected = expected / expected.mean(-1, keepdims=True)
     found = attention.seen(weights, patches)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_word_that_is_heard_in_one_place_lights_up_there():
+  shares = random_weights(4, 2, 3)
+  # However much of a place is text, and a word weighs everywhere.
+  of_places, of_words = random_weights(1, 2, 3), random_weights(4, 1, 1)
+  flat = attention.more_than_others(of_places * of_words)
+  np.testing.assert_allclose(flat, np.ones((4, 2, 3)), atol=1e-6)
+  found = attention.more_than_others(shares)
+  np.testing.assert_allclose(found.mean((1, 2)), np.ones(4), atol=1e-6)
+  shares[2, 1, 0] *= 50
+  found = attention.more_than_others(shares)
+  assert found[2].argmax() == 3 and found[2, 1, 0] > 2
+  assert (found[[0, 1, 3], 1, 0] < 1).all()

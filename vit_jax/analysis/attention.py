@@ -67,18 +67,18 @@ def rollout(layers: Sequence[Array], readers: Array) -> Array:
 
   Args:
     layers: [batch, heads, tokens, tokens] each, the first layer first.
-    readers: [batch or 1, tokens], what is read of the output of each token;
-      sums up to one.
+    readers: [batch or 1, ..., tokens], what each reader has of the output of
+      each token; sums up to one.
 
   Returns:
-    [batch, tokens]: how much of each token of the input that is; sums up to
-    one.
+    [batch, ..., tokens]: how much of each token of the input that is; sums up
+    to one.
   """
-  result = readers[:, None]
+  result = readers.reshape(len(readers), -1, readers.shape[-1])
   for weights in reversed(layers):
     mixing = weights.mean(1) + np.eye(weights.shape[-1], dtype=np.float32)
     result = result @ (mixing / mixing.sum(-1, keepdims=True))
-  return result[:, 0]
+  return result.reshape(-1, *readers.shape[1:])
 
 
 def seen(weights: Array, patches: int) -> Array:
@@ -110,3 +110,21 @@ def evened(shares: Array, patches: int) -> Array:
   """
   shares = shares[..., -patches:]
   return shares / shares.mean(-1, keepdims=True)
+
+
+def more_than_others(shares: Array) -> Array:
+  """Returns where each word weighs more among all words than elsewhere.
+
+  Places differ in how much they have of the whole text, and words in how much
+  they weigh everywhere; neither counts.
+
+  Args:
+    shares: [words, ...], what each place has of each word.
+
+  Returns:
+    [words, ...]: of the words of a place, the part that each has, next to the
+    mean of it over all places; 1 on average.
+  """
+  among = shares / shares.sum(0)
+  places = tuple(range(1, shares.ndim))
+  return among / among.mean(places, keepdims=True)

@@ -1,5 +1,7 @@
 """Figures from numbers, such as a paper could print."""
 
+from collections.abc import Sequence
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,6 +28,8 @@ WIDTH, HEIGHT = 6.5, 8.5
 _GAP = 0.12
 # Of what is attended to; and how much of an image it covers.
 HEAT, _COVER = 'inferno', 0.65
+# Behind what is told apart.
+_BEHIND = ('#d4e6f7', '#fbe3c8', '#d6f0d2', '#ece0f5')
 # Numbers on an axis of tiles, at most.
 _TICKS = 16
 
@@ -71,19 +75,37 @@ def positions(similarity: np.ndarray) -> Figure:
   return figure
 
 
-def distances(mean: np.ndarray, all_alike: float, unit: str) -> Figure:
+def distances(
+  mean: np.ndarray,
+  all_alike: np.ndarray,
+  unit: str,
+  kinds: Sequence[str] = (),
+) -> Figure:
   """Draws the distance of every head.
 
   Args:
     mean: [layers, heads].
-    all_alike: of attention to everything alike.
+    all_alike: of attention to everything alike; of all layers, or [layers].
     unit: of both.
+    kinds: of each layer, which a colour behind it tells apart.
   """
   figure = new_figure(4)
   axes = figure.subplots()
   layers = np.arange(1, len(mean) + 1)
-  axes.axhline(
-    all_alike, color='gray', linestyle='--', linewidth=1, label='all alike'
+  for kind, colour in zip(dict.fromkeys(kinds), _BEHIND):
+    heights = np.where(np.array(kinds) == kind, 1, 0)
+    axes.bar(
+      layers, heights, 1, color=colour, label=kind, zorder=0,
+      transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
+  axes.hlines(
+    np.broadcast_to(all_alike, layers.shape),
+    layers - 0.5,
+    layers + 0.5,
+    color='gray',
+    linestyle='--',
+    linewidth=1,
+    label='all alike',
   )
   heads = mean.shape[1]
   colours = matplotlib.colormaps['turbo'](np.linspace(0.05, 0.95, heads))
@@ -93,7 +115,7 @@ def distances(mean: np.ndarray, all_alike: float, unit: str) -> Figure:
   axes.set(
     xlabel='layer',
     ylabel=f'mean attention distance, {unit}',
-    ylim=(0, 1.08 * max(mean.max(), all_alike)),
+    ylim=(0, 1.08 * max(mean.max(), np.max(all_alike))),
   )
   axes.set_xticks(layers[:: -(-len(layers) // _TICKS)])
   axes.grid(alpha=0.3)
@@ -101,19 +123,22 @@ def distances(mean: np.ndarray, all_alike: float, unit: str) -> Figure:
   return figure
 
 
-def overlaid(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
+def overlaid(
+  pixels: np.ndarray, maps: np.ndarray, brightest: float | None = None
+) -> np.ndarray:
   """Lays colours over grey images: the brighter, the more is attended to.
 
   Args:
     pixels: from 0 to 1, [images, height, width, 3].
-    maps: of patches, [images, rows, columns]; scaled for each image.
+    maps: of patches, [images, rows, columns].
+    brightest: what has the brightest colour; None for the largest of each map.
   """
   images, *grid = maps.shape
   height, width = pixels.shape[1:3]
   flat = maps.reshape(images, -1).T[None]
   flat = position.resize(flat, tuple(grid), (height, width), 'half_pixel')
   heat = flat[0].T.reshape(images, height, width)
-  heat = heat / heat.max(axis=(1, 2), keepdims=True)
+  heat = heat / (brightest or heat.max(axis=(1, 2), keepdims=True))
   colours = matplotlib.colormaps[HEAT](heat)[..., :3]
   grey = pixels.mean(-1, keepdims=True)
   return (1 - _COVER) * grey + _COVER * colours
@@ -153,7 +178,7 @@ def attention_map(name: str, pixels: np.ndarray, weights: np.ndarray) -> Figure:
   """
   figure = new_figure(0.2 + 2 * pixels.shape[0] / pixels.shape[1])
   panels = figure.subplots(1, 3)
-  _show_image(panels[0], pixels)
+  show_image(panels[0], pixels)
   heat = panels[1].imshow(weights, vmin=0, cmap=HEAT)
   panels[2].imshow(overlaid(pixels[None], weights[None])[0])
   figure.colorbar(heat, ax=panels[1], shrink=0.7)
@@ -181,7 +206,7 @@ def heads(pixels: np.ndarray, weights: np.ndarray, pools: bool) -> Figure:
   left, right = figure.subplots(1, 2, width_ratios=ratios)
   left.set_anchor('N')
   right.set_anchor('N')
-  _show_image(left, pixels)
+  show_image(left, pixels)
   tiles = (weights / weights.max(axis=(2, 3), keepdims=True))[..., None]
   show_tiles(right, tiles, vmin=0, vmax=1, cmap=HEAT)
   number_tiles(right, tiles, 'pool' if pools else None)
@@ -206,7 +231,7 @@ def neighbours(
   panels = panels.reshape(queries, number + 1)
   for row, axes in enumerate(panels):
     for panel, index in zip(axes, (row, *order[row])):
-      _show_image(panel, pixels[index])
+      show_image(panel, pixels[index])
     for panel, value in zip(axes[1:], similarity[row]):
       panel.set_title(f'{value:.2f}', pad=2)
   panels[0, 0].set_title('image', pad=2, fontweight='bold')
@@ -218,7 +243,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
   return Figure(figsize=(width, height), layout='constrained')
 
 
-def _show_image(axes: Axes, pixels: np.ndarray) -> None:
+def show_image(axes: Axes, pixels: np.ndarray) -> None:
   """Draws an image with a line around it: it may be white."""
   axes.imshow(pixels)
   axes.set(xticks=[], yticks=[])

@@ -63,24 +63,50 @@ def read(
   transform = records.open_preprocess(model.config, 'test')
   shape = model.task.image_shape
   names, record, source = _open(model, folder)
+
+  def image(index):
+    image = transform(record(index), None)['image']
+    return inputs.with_channels(image, shape)
+
+  found = readable(names, image, number, source, say)
+  images = np.stack([*found.values()])
+  pixels = _pixels(images, transform, shape)
+  return Examples(tuple(found), images, pixels, source)
+
+
+def readable(
+  names: Sequence[str],
+  read: Callable[[int], Any],
+  number: int,
+  source: str,
+  say: inputs.Say,
+) -> dict[str, Any]:
+  """Reads some records, chosen at random, always the same; by their names.
+
+  Args:
+    names: of all there are.
+    read: one of them, by its number.
+    number: of records, at most.
+    source: where they are from, in words.
+    say: is told of those that cannot be read.
+
+  Raises:
+    ConfigError: none can be read.
+  """
   found, failed = {}, {}
   for index in np.random.default_rng(0).permutation(len(names)):
     if len(found) == number:
       break
-    name = names[index]
     try:
-      image = transform(record(index), None)['image']
-      found[name] = inputs.with_channels(image, shape)
+      found[names[index]] = read(index)
     except (OSError, ValueError) as error:
-      failed[name] = str(error)
+      failed[names[index]] = str(error)
   if not found:
     name, reason = next(iter(failed.items()))
     raise ConfigError(f'No image of {source} can be used. {name}: {reason}')
   for name, reason in failed.items():
     say(name, reason)
-  images = np.stack([*found.values()])
-  pixels = _pixels(images, transform, shape)
-  return Examples(tuple(found), images, pixels, source)
+  return found
 
 
 def _open(

@@ -10,8 +10,9 @@ from flax import traverse_util
 
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import few_shot
-from vit_jax.models import layers, position
+from vit_jax.models import layers, position, transformer
 from vit_jax.models.clip import CLIP
+from vit_jax.models.dalle import DallE
 from vit_jax.models.modified_resnet import ModifiedResNet
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import rules, trained
@@ -31,22 +32,29 @@ def tower(
 ) -> tuple[Any, Mapping[str, Any]]:
   """Returns the module that sees images, or texts, and its parameters.
 
-  It is the whole model, or one of the two towers of CLIP.
+  It is the whole model, that of DALL-E as well, or one of the two towers of
+  CLIP.
 
   Raises:
     ConfigError: the model has no such tower, or cannot be looked into.
   """
   module, params = model.task.model, model.variables['params']
   kind = model.config.model.name
-  if not hasattr(model.task, 'intermediates'):
+  if not hasattr(model.task, 'intermediates') and not is_decoder(model):
     raise ConfigError(f'A {kind} does not tell what it computes on the way.')
   if isinstance(module, CLIP):
     return getattr(module, name), params[name]
   if name != 'image':
-    raise ConfigError(
-      f'--tower={name}: a {kind} sees images and nothing else. Leave it out.'
+    sees = (
+      'has no towers' if is_decoder(model) else 'sees images and nothing else'
     )
+    raise ConfigError(f'--tower={name}: a {kind} {sees}. Leave it out.')
   return module, params
+
+
+def is_decoder(model: trained.Trained) -> bool:
+  """Returns whether the model continues texts with images, as DALL-E does."""
+  return isinstance(model.task.model, DallE)
 
 
 def _intermediates(
@@ -58,6 +66,10 @@ def _intermediates(
   [batch, heads, tokens]: how much each token is attended to.
   """
   module = model.task.model
+  if is_decoder(model):
+    text, codes = jnp.split(inputs, [module.text_length], axis=1)
+    _, found = module.apply(variables, text, codes)
+    return {**found, 'input': inputs}
   method = TOWERS[name] if isinstance(module, CLIP) else None
   (_, found), captured = module.apply(
     variables,
@@ -89,7 +101,8 @@ def apply(
   Args:
     model: to look into.
     inputs: images [images, height, width, channels], or tokens of texts, int32
-      [texts, length].
+      [texts, length]; of DALL-E texts and the codes after them, int32 [pairs,
+      text + image].
     reduce: gives [batch, ...] of the intermediates of a batch, which are those
       of the tower, `input`, and `pooling_weights` [batch, heads, tokens] of
       models that pool by attention.
@@ -98,11 +111,32 @@ def apply(
   Returns:
     [images or texts, ...].
   """
+  return in_batches(
+    model,
+    inputs,
+    lambda *given: reduce(_intermediates(model, *given, name)),
+  )
+
+
+def in_batches(
+  model: trained.Trained,
+  inputs: np.ndarray,
+  function: Callable[[Any, Any], Any],
+) -> np.ndarray:
+  """Applies a function of variables and inputs to some inputs at a time.
+
+  Args:
+    model: whose variables and devices.
+    inputs: [n, ...].
+    function: from variables and [batch, ...] to [batch, ...].
+
+  Returns:
+    [n, ...].
+  """
 
   @jax.jit
   def compute(variables, batch):
-    found = _intermediates(model, variables, batch, name)
-    return layers.constrain(reduce(found))
+    return layers.constrain(function(variables, batch))
 
   size, parts = model.whole_batch(min(_BATCH, len(inputs))), []
   for start in range(0, len(inputs), size):
@@ -174,14 +208,13 @@ def feature(intermediates: Mapping[str, Any]) -> jax.Array:
 
 def attention_layers(intermediates: Mapping[str, Any]) -> list[jax.Array]:
   """Returns the weights [batch, heads, queries, keys] of each layer."""
-  if not _attends(intermediates):
-    return []
-  blocks = intermediates['blocks']
-  if 'blocks' in blocks:  # Layers in a loop: one array, their axis in front.
-    layers = list(blocks['blocks']['attention_weights'])
-  else:
-    layers = [blocks[name]['attention_weights'] for name in sorted(blocks)]
-  return [weights.astype(jnp.float32) for weights in layers]
+  blocks = transformer.unrolled(intermediates.get('blocks', {}))
+  layers = [blocks[name] for name in sorted(blocks)]
+  return [
+    layer['attention_weights'].astype(jnp.float32)
+    for layer in layers
+    if 'attention_weights' in layer
+  ]
 
 
 def reader(module: Any, intermediates: Mapping[str, Any]) -> jax.Array:

@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -20,6 +22,8 @@ from vit_jax.training import run as run_lib
 
 # Values on an axis that are further apart are drawn by their logarithm.
 _LOGARITHMIC = 8
+# Values on such an axis that are as far apart have room for their numbers.
+_APART = 1.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +116,34 @@ _LABELS = {
 
 
 def draw(points: Sequence[Point], x: str, metric: str) -> Figure:
-  """Draws a dot for every run, and a line through those of each kind."""
+  """Draws a dot for every run, and a line through those of each kind.
+
+  What is a word in place of a number is ordered by its best value, and no line
+  joins it.
+  """
   figure = Figure(figsize=(6.5, 4), layout='constrained')
   axes = figure.subplots()
   lines = dict.fromkeys(point.line for point in points)
-  for line in lines:
+  values = [point.x for point in points if not isinstance(point.x, str)]
+  if not values:
+    best = sorted(points, key=lambda point: point.value)
+    axes.xaxis.update_units([*{point.x: None for point in best}])
+  for line, marker in zip(lines, itertools.cycle('osD^v')):
     chosen = [point for point in points if point.line == line]
     axes.plot(
       [point.x for point in chosen],
       [point.value for point in chosen],
-      'o-',
+      marker,
+      linestyle='-' if values else '',
       label=line,
+      alpha=0.8,
     )
-  values = [point.x for point in points if not isinstance(point.x, str)]
   if values and max(values) >= _LOGARITHMIC * min(values) > 0:
     axes.set_xscale('log')
+    different = np.unique(values)
+    if (different[1:] >= _APART * different[:-1]).all():
+      axes.set_xticks(different, [f'{x:,.6g}' for x in different])
+      axes.minorticks_off()
   axes.set(xlabel=_LABELS.get(x, x.rpartition('.')[2]), ylabel=metric)
   axes.grid(alpha=0.3)
   if len(lines) > 1:

@@ -62,7 +62,7 @@ def coloured(
   for text, shades in zip(tokens, colours):
     column = 0
     for token, colour in zip(text, shades):
-      token = _cut(token, _COLUMNS - 2)
+      token = cut(token, _COLUMNS - 2)
       wide = max(1, len(token)) + 1
       if column + wide > _COLUMNS:
         line, column = line + 1, 2  # What goes on is set in.
@@ -94,10 +94,10 @@ def neighbours(
   figure, axes = _page(queries * (number + 1.6), longest + 8)
   for query, (others, values) in enumerate(zip(order, similarity)):
     line = query * (number + 1.6)
-    text = _cut(names[query], _COLUMNS)
+    text = cut(names[query], _COLUMNS)
     axes.text(0, line, text, fontweight='bold', **_LETTERS)
     for below, (other, value) in enumerate(zip(others, values), 1):
-      text = f'{value:6.2f}  {_cut(names[other], _COLUMNS - 8)}'
+      text = f'{value:6.2f}  {cut(names[other], _COLUMNS - 8)}'
       axes.text(0, line + below, text, **_LETTERS)
   return figure
 
@@ -124,7 +124,7 @@ def heads(tokens: Sequence[str], weights: np.ndarray, causal: bool) -> Figure:
   tall = max(list_tall, size * layers) / _TALL
   left.set(xlim=(0, widest), ylim=(tall - 0.5, -0.5))
   for line, token in enumerate(tokens):
-    text = f'{line + 1:2} {_cut(token, widest - 3)}'
+    text = f'{line + 1:2} {cut(token, widest - 3)}'
     left.text(0, line, text, **_LETTERS)
   tiles = (weights / weights.max(axis=(2, 3), keepdims=True))[..., None]
   if causal:
@@ -147,6 +147,6 @@ def _page(lines: float, columns: int) -> tuple[Figure, Axes]:
   return figure, axes
 
 
-def _cut(text: str, room: int) -> str:
+def cut(text: str, room: int) -> str:
   """Returns as much of a text as there is room for."""
   return text if len(text) <= room else f'{text[: room - 3]}...'

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.config import ConfigError
+from vit_jax.data import tokenizer
 from vit_jax.training import records, trained
 
 # Records that are looked at for each text that is wanted, at most: captions
@@ -73,13 +74,15 @@ def read(
   if not names:
     raise ConfigError(f'There is no text in {source}.')
   inputs, _ = words(names)
-  tokens, ends = [], []
-  for row in inputs:
-    ids = [*itertools.takewhile(lambda token: token != words.end, row)]
-    inside = [words.decode([token]) for token in ids[1:]]
-    tokens.append(('<start>', *inside, '<end>'))
-    ends.append(len(ids))
-  return Texts(names, inputs, tuple(tokens), np.array(ends), source)
+  tokens = tuple(in_letters(words, row) for row in inputs)
+  ends = np.array([len(text) - 1 for text in tokens])
+  return Texts(names, inputs, tokens, ends, source)
+
+
+def in_letters(words: tokenizer.Tokenizer, row: np.ndarray) -> tuple[str, ...]:
+  """Returns the tokens of a text in letters, without padding."""
+  ids = itertools.takewhile(lambda token: token != words.end, row[1:])
+  return ('<start>', *(words.decode([token]) for token in ids), '<end>')
 
 
 def _distinct(texts: Iterable[str]) -> Iterator[str]:
