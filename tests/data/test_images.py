@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import images, jpeg
+from vit_jax.data import images, jpeg, square_crop
 
 SHARED_DATA = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'
 
@@ -198,6 +198,31 @@ def test_random_crop_reaches_every_place_and_pads_with_black():
   assert all(out.shape == (3, 4, 1) for out in outs)
   assert {int(out[1, 1, 0]) for out in outs} == {1, 2, 3, 5, 6, 7, 9, 10, 11}
   assert min(int(out[0, 0, 0]) for out in outs) == 0
+
+
+def test_square_crop_is_that_of_the_paper():
+  # The value of a pixel says where it was: by rows, then by columns.
+  rows, columns = np.mgrid[:60, :100].astype(np.uint8)
+  image = np.stack([rows, columns], 2)[..., [0, 1, 1]]
+  near_centre = square_crop.square_crop(40, 40, 50, 0.375, 0.625)
+  anywhere = square_crop.square_crop(40, 40, 90)
+  rng = np.random.default_rng(0)
+  middles, spans = [], []
+  for _ in range(200):
+    out = near_centre(image, rng).astype(float)
+    assert out.shape == (40, 40, 3)
+    spans.append(np.ptp(out[..., 0]) + 1)
+    # The square of 60 begins at 15 to 25, and 40 of 40 to 50 are left.
+    assert out[..., 1].min() >= 15 and out[..., 1].max() < 85
+    middles.append(anywhere(image, rng)[..., 1].mean())
+  # Of 60 pixels 40 parts in 40 to 50 remain.
+  assert 46 < min(spans) < 50 and 58 < max(spans) <= 60
+  assert min(middles) < 27 and max(middles) > 72
+  # It is never enlarged: the scaled square has 60 pixels at most.
+  assert min(np.ptp(anywhere(image, rng)[..., 0]) for _ in range(99)) >= 38
+  for sizes in ((40, 30, 50), (40, 50, 45), (40, 40, 50, 0.6, 0.4)):
+    with pytest.raises(ValueError, match='expected'):
+      square_crop.square_crop(*sizes)
 
 
 def test_flip_mirrors_every_second_image():

@@ -169,6 +169,24 @@ def test_templates_take_captions(source):
     pairs.PairPreprocess(image, words, ('nothing',))
 
 
+def test_merges_are_left_out_in_training_alone(source):
+  merges = train_merges([source.captions(i)[0] for i in range(40)], 600)
+  words, image = Tokenizer(merges, 30), preprocess.parse('value_range(-1, 1)')
+  plain = pairs.PairPreprocess(image, words)
+  process = pairs.PairPreprocess(image, words, bpe_dropout=0.3)
+  process = pickle.loads(pickle.dumps(process))
+
+  def text(process, seed=None):
+    rng = None if seed is None else np.random.default_rng(seed)
+    return list(process(source[0], rng)['text'])
+
+  assert text(process) == text(plain) == text(plain, 1)
+  assert text(process, 1) == text(process, 1)
+  assert len({tuple(text(process, seed)) for seed in range(9)}) > 3
+  with pytest.raises(ValueError, match='bpe_dropout is 10'):
+    pairs.PairPreprocess(image, words, bpe_dropout=10)
+
+
 def test_two_views_differ_and_keep_the_label():
   first = preprocess.parse('random_crop(6)|value_range(0, 1)')
   second = preprocess.parse('random_crop(6)|value_range(-1, 0)')

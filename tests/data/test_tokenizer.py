@@ -11,6 +11,7 @@ import ftfy
 import numpy as np
 import pytest
 
+from vit_jax.data import merge_dropout
 from vit_jax.data import tokenizer as tokenizer_lib
 from vit_jax.data.tokenizer import Tokenizer, read_merges, train_merges
 
@@ -129,6 +130,37 @@ def test_ids_follow_the_rules_on_real_captions(shared):
   assert ours.encode('!') == [256]
   for text in (*CAPTIONS, *real_captions(shared, every=5)):
     assert ours.encode(text) == slow.encode(text), text
+
+
+def test_merges_are_left_out_at_random(merges):
+  tokenizer = Tokenizer(merges, 20)
+  rng = np.random.default_rng(0)
+  for text in CAPTIONS:
+    # A chance that never comes true takes the other path to the same ids.
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode(text, 1e-12, rng) == ids
+    assert tokenizer.decode(ids) == tokenizer.decode(
+      tokenizer.encode(text, 0.5, rng)
+    )
+    # Without any merge a token is a byte.
+    letters = ''.join(slow_words(text)).encode()
+    assert len(tokenizer.encode(text, 1.0, rng)) == len(letters)
+
+  def drawn(seed, dropout=0.1):
+    return tokenizer.encode(CAPTIONS[0], dropout, np.random.default_rng(seed))
+
+  assert drawn(1) == drawn(1)
+  assert len({tuple(drawn(seed)) for seed in range(20)}) > 5
+  # The earlier merge comes first, wherever it is.
+  ranks = {('b', 'c'): 0, ('a', 'b'): 1, ('a', 'bc'): 2}
+  assert merge_dropout.merged('abcd', ranks, 0, rng) == ['abc', 'd']
+  del ranks['a', 'bc']
+  assert merge_dropout.merged('abcab', ranks, 0, rng) == ['a', 'bc', 'ab']
+  lengths = [
+    np.mean([len(drawn(seed, dropout)) for seed in range(20)])
+    for dropout in (0, 0.1, 0.3, 1)
+  ]
+  assert lengths == sorted(lengths) and lengths[0] < lengths[1]
 
 
 def test_a_text_that_is_too_long_keeps_its_end_and_is_counted(merges):

@@ -6,6 +6,7 @@ A source is named by a spec:
   captions:PATH      a table of captions beside images, in a folder or a .tar
   shards:PATH        .tar files of the WebDataset layout
   tfds_captions:NAME a data set prepared by TensorFlow Datasets as ArrayRecord
+  codes:DIR          codes of the images of another, see `code_shards`
 
 Only records with some values of their other fields are taken where a spec ends
 in conditions, such as ' where style!=noto, group=food'. Several specs are
@@ -23,6 +24,8 @@ from vit_jax.data import (
   caption_files,
   caption_filter,
   caption_shards,
+  code_files,
+  code_shards,
   shapes,
   splits,
   tfds_captions,
@@ -37,6 +40,7 @@ FAMILIES = {
   'captions': caption_files.open_captions,
   'shards': caption_shards.open_shards,
   'tfds_captions': tfds_captions.tfds_captions,
+  'codes': code_shards.open_codes,
 }
 
 
@@ -116,6 +120,33 @@ def is_known(spec: str) -> bool:
   """Returns whether a spec, or each that it joins, is of this kind."""
   families = [one.strip().partition(':')[0] for one in spec.split(' + ')]
   return all(family in FAMILIES for family in families)
+
+
+def about_codes(spec: str, split: str) -> code_files.About | None:
+  """Returns what is known of codes in place of images; None of images.
+
+  Args:
+    spec: Of one or several sources.
+    split: Which part of it.
+
+  Raises:
+    ValueError: If images and codes are joined, or codes of several kinds.
+    FileNotFoundError: If they are not there.
+  """
+  found = set()
+  for one in spec.split(' + '):
+    family, _, path = without_conditions(one.strip()).partition(':')
+    for part in splits.parse_split(split):
+      is_codes = family == 'codes'
+      found.add(
+        code_shards.read_about(path, part.name).kind() if is_codes else None
+      )
+  if len(found) > 1:
+    raise ValueError(
+      f'{spec!r} joins what does not belong together: images and codes, or '
+      'codes that differ in their discrete VAE or in what it has read'
+    )
+  return found.pop()
 
 
 def without_conditions(spec: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data import code_shards
 from vit_jax.data import preprocess as preprocess_lib
 from vit_jax.data import tokenizer as tokenizer_lib
 
@@ -18,20 +19,24 @@ class PairPreprocess:
     tokenizer: What is done with captions.
     text: The pipeline of images as it was written.
     deterministic: Whether no step of it is random.
+    image_shape: Of images whose codes are read; None of images themselves.
   """
 
   def __init__(
     self,
-    image: preprocess_lib.Preprocess,
+    image: preprocess_lib.Preprocess | code_shards.ChooseCrop,
     tokenizer: tokenizer_lib.Tokenizer,
     templates: Sequence[str] = (),
+    bpe_dropout: float = 0.0,
   ):
     """Makes it of the preprocessing of both.
 
     Args:
-      image: What is done with images.
+      image: What is done with images, or with their codes.
       tokenizer: What is done with captions.
       templates: Texts with {} where the caption goes; () for itself alone.
+      bpe_dropout: Chance of each merge of a caption to be left out, where
+        there is randomness; see `merge_dropout`.
 
     Raises:
       ValueError: If a template has no place for a caption.
@@ -39,9 +44,15 @@ class PairPreprocess:
     for template in templates:
       if '{}' not in template:
         raise ValueError(f'the template {template!r} has no {{}}')
+    if not 0 <= bpe_dropout <= 1:
+      raise ValueError(
+        f'bpe_dropout is {bpe_dropout}, expected a share, 0 to 1'
+      )
     self.image = image
     self.tokenizer = tokenizer
     self.templates = tuple(templates) or ('{}',)
+    self.bpe_dropout = bpe_dropout
+    self.image_shape = getattr(image, 'image_shape', None)
     self.text = image.text
     self.deterministic = image.deterministic
 
@@ -51,31 +62,39 @@ class PairPreprocess:
     """Processes one record.
 
     Args:
-      record: 'image' and 'texts'; see `captions.CaptionSource`.
+      record: 'image', or 'codes' of it, and 'texts'; see
+        `captions.CaptionSource`.
       rng: Source of randomness, which also chooses one of the captions and one
         of the templates; None takes the first.
 
     Returns:
-      'image': see `Preprocess`; 'text': int32 [context_length]; 'truncated':
-      whether the caption was cut, bool scalar; 'identity': int32 scalar, the
-      same for records whose first captions are the same.
+      'image' as of `Preprocess`, or 'codes' as of `ChooseCrop`; 'text': int32
+      [context_length]; 'truncated': whether the caption was cut, bool scalar;
+      'identity': int32 scalar, the same for records whose first captions are
+      the same.
 
     Raises:
       images.DecodeError: If the image is damaged.
     """
     texts = record['texts']
     text, template = _chosen(texts, rng), _chosen(self.templates, rng)
-    tokens, truncated = self.tokenizer([template.replace('{}', text)])
-    example = self.image({'image': record['image']}, rng)
+    tokens, truncated = self.tokenizer(
+      [template.replace('{}', text)],
+      self.bpe_dropout if rng is not None else 0.0,
+      rng,
+    )
+    shown = {k: record[k] for k in ('image', 'codes') if k in record}
     return {
-      'image': example['image'],
+      **self.image(shown, rng),
       'text': tokens[0],
       'truncated': truncated[0],
       'identity': identity(texts[0]),
     }
 
   def __reduce__(self):
-    return PairPreprocess, (self.image, self.tokenizer, self.templates)
+    return PairPreprocess, (
+      self.image, self.tokenizer, self.templates, self.bpe_dropout
+    )  # fmt: skip
 
 
 def _chosen(texts: Sequence[str], rng: np.random.Generator | None) -> str:

@@ -253,7 +253,12 @@ def eval_batches(
 def example_shape(
   source: sources.Source, preprocess: preprocess_lib.Preprocess
 ) -> tuple[int, ...]:
-  """Returns (height, width, channels) of the examples, reading one record."""
+  """Returns (height, width, channels) of the examples, reading one record.
+
+  Of codes, `preprocess.image_shape` says what they stand for.
+  """
+  if shape := getattr(preprocess, 'image_shape', None):
+    return shape
   _, example = _first_readable(source, preprocess, len(source))
   return example['image'].shape
 
@@ -287,7 +292,7 @@ def _copy(batch: dict[str, Any]) -> dict[str, Any]:
 
 def _default_threads(record: dict[str, Any], workers: int) -> int:
   """Returns how many threads help each process."""
-  if isinstance(record['image'], np.ndarray):
+  if isinstance(record.get('image', record.get('codes')), np.ndarray):
     # Small steps in Python: threads would only wait for each other.
     return 1
   return max(1, (os.cpu_count() or 1) // max(1, workers))

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data import color, images, randaugment
+from vit_jax.data import color, images, randaugment, square_crop
 
 _RANDOM: dict[str, Callable[..., images.Transform]] = {
   'inception_crop': images.inception_crop,
   'random_crop': images.random_crop,
+  'square_crop': square_crop.square_crop,
   'flip_lr': images.flip_lr,
   'randaugment': randaugment.randaugment,
   'color_jitter': color.color_jitter,

@@ -9,6 +9,7 @@ text never gives a special token, whatever it spells.
 """
 
 import collections
+import functools
 import gzip
 import html
 import itertools
@@ -24,6 +25,8 @@ import ftfy
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
+
+from vit_jax.data import merge_dropout
 
 Merges = tuple[tuple[str, str], ...]
 
@@ -97,15 +100,49 @@ class Tokenizer:
     ids = {symbol: number for number, symbol in enumerate(self._symbols)}
     self._words = _word_tokenizer(ids, self.merges)
 
-  def encode(self, text: str) -> list[int]:
-    """Returns the token ids of a text, without start and end."""
-    return self._words.encode(clean(text), add_special_tokens=False).ids
+  def encode(
+    self,
+    text: str,
+    bpe_dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+  ) -> list[int]:
+    """Returns the token ids of a text, without start and end.
 
-  def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    Args:
+      text: What to encode.
+      bpe_dropout: Chance of each merge to be left out; see `merge_dropout`.
+      rng: Source of randomness, where `bpe_dropout` is not 0.
+    """
+    if not bpe_dropout:
+      return self._words.encode(clean(text), add_special_tokens=False).ids
+    ids, ranks = self._ids_and_ranks
+    words = self._words.pre_tokenizer.pre_tokenize_str(clean(text))
+    return [
+      ids[symbol]
+      for word, _ in words
+      for symbol in merge_dropout.merged(
+        [*word[:-1], word[-1] + _WORD_END], ranks, bpe_dropout, rng
+      )
+    ]
+
+  @functools.cached_property
+  def _ids_and_ranks(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+    """Id of each symbol, and place of each merge in their list."""
+    ids = {symbol: number for number, symbol in enumerate(self._symbols)}
+    return ids, {pair: rank for rank, pair in enumerate(self.merges)}
+
+  def __call__(
+    self,
+    texts: Sequence[str],
+    bpe_dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes texts to one length.
 
     Args:
       texts: What to encode.
+      bpe_dropout: See `encode`, as for `rng`.
+      rng: Source of randomness.
 
     Returns:
       Token ids, int32 [texts, context_length]: start, text, end, zeros. Of a
@@ -117,7 +154,7 @@ class Tokenizer:
     tokens = np.zeros((len(texts), self.context_length), np.int32)
     truncated = np.zeros(len(texts), bool)
     for row, text in enumerate(texts):
-      ids = self.encode(text)
+      ids = self.encode(text, bpe_dropout, rng)
       truncated[row] = len(ids) > self.context_length - 2
       ids = [self.start, *ids[: self.context_length - 2], self.end]
       tokens[row, : len(ids)] = ids

@@ -1,0 +1,97 @@
+"""Codes of images in files: whether they are those that a run would compute."""
+
+import math
+from typing import Any
+
+from vit_jax.config import ConfigError
+from vit_jax.data import captions, code_files
+
+
+def about(config: Any, name: str) -> code_files.About | None:
+  """Returns what is known of the codes that a split has; None of images.
+
+  Args:
+    config: complete.
+    name: 'train' or 'test'.
+
+  Raises:
+    ConfigError: they are not there, or do not belong together.
+  """
+  section = config.data[name]
+  if not captions.is_known(section.source):
+    return None
+  try:
+    return captions.about_codes(section.source, section.split)
+  except (ValueError, OSError) as error:
+    raise ConfigError(f'config.data.{name}: {error}') from error
+
+
+def check(config: Any, name: str, found: code_files.About) -> None:
+  """Raises ConfigError unless a run can take codes in place of its images.
+
+  Args:
+    config: complete.
+    name: 'train' or 'test'.
+    found: what is known of the codes.
+  """
+  section, where = config.data[name], f'config.data.{name}'
+  if config.task.name != 'text_to_image':
+    raise ConfigError(
+      f'{where}.source {section.source!r} has codes, which only text_to_image '
+      f'reads; {config.task.name} needs images.'
+    )
+  if section.preprocess != found.preprocess:
+    raise ConfigError(
+      f'{where}.preprocess is {section.preprocess!r}, but the codes at '
+      f'{section.source!r} are of images prepared by {found.preprocess!r}: '
+      'say the same, or encode the images again.'
+    )
+  aspect = config.data.text.aspect
+  if (None if math.isinf(aspect) else aspect) != found.aspect:
+    raise ConfigError(
+      f'config.data.text.aspect is {aspect}, but the images of the codes at '
+      f'{section.source!r} were chosen by {found.aspect}: say the same, or '
+      'encode the images again.'
+    )
+  model = config.model
+  if (*found.grid, found.vocabulary) != (*model.grid, model.image_vocabulary):
+    raise ConfigError(
+      f'{section.source!r} has {found.grid[0]} x {found.grid[1]} codes of '
+      f'{found.vocabulary}, but config.model is for {tuple(model.grid)} of '
+      f'{model.image_vocabulary}: set grid={found.grid} and '
+      f'image_vocabulary={found.vocabulary}.'
+    )
+
+
+def check_readable(config: Any, frozen: Any) -> None:
+  """Raises ConfigError for images without what makes codes of them.
+
+  Args:
+    config: complete.
+    frozen: the `vit_jax.training.frozen.Frozen` of the task; None without.
+  """
+  if config.task.name != 'text_to_image' or frozen:
+    return
+  for name in ('train', 'test'):
+    if not about(config, name):
+      raise ConfigError(
+        f'config.data.{name}.source {config.data[name].source!r} has images, '
+        'but config.task.image_codes is empty: name the workdir of a discrete '
+        'VAE.'
+      )
+
+
+def check_same_vae(config: Any, name: str, frozen: Any) -> None:
+  """Raises ConfigError for codes of another discrete VAE than the task's.
+
+  Args:
+    config: complete.
+    name: 'train' or 'test'.
+    frozen: the `vit_jax.training.frozen.Frozen` of the task; None without.
+  """
+  if frozen and (found := about(config, name)) and found.vae != frozen.identity:
+    raise ConfigError(
+      f'config.data.{name}.source {config.data[name].source!r} has codes of '
+      f'another discrete VAE than that at {config.task.image_codes}: encode '
+      'the images again, or name the one that has made the codes.'
+    )
