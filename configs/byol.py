@@ -12,21 +12,16 @@ and then with labels:
   python -m vit_jax.train --config=configs/finetune.py:cifar10,S/16 \
     --workdir=DIR --config.init=runs/byol --config.model.pooling=gap
 
-The argument fashion_mnist or emoji is a small ViT on real images on a CPU; the
-data lies in data/, or where a path after a comma says:
-
-  python -m vit_jax.train --config=configs/byol.py:fashion_mnist \
-    --workdir=runs/byol_fashion
+On a CPU, a small ViT on real images: configs/without_labels.py.
 
 Watch test/feature_variance: at 0, all images have the same features, and
 nothing is learned.
 
 Expected: 74.3 % on ImageNet by a linear classifier, of a ResNet-50 after 1000
 epochs, and 72.5 % after 300 (the paper); of ViTs and of these ResNets, which
-have group norm, nothing is known. Of the small ones, see the README.
+have group norm, nothing is known.
 Cost of 300 epochs of S/16 by formula: 28 exaFLOP (two views, each with a
-forward and a backward pass, and a forward pass of the target); the small ones
-take four minutes on two CPU cores.
+forward and a backward pass, and a forward pass of the target).
 """
 
 from ml_collections import ConfigDict
@@ -42,8 +37,6 @@ VARIANTS = (
   '1000ep',
   '100ep,B/16',
   '300ep,R50x1',
-  'fashion_mnist,data/fashion-mnist',
-  'emoji,data/emoji64.tar.gz',
 )
 
 # Table 6: the two views differ in blur and solarisation.
@@ -58,20 +51,15 @@ def get_config(argument: str = '300ep') -> ConfigDict:
   """Returns the configuration.
 
   Args:
-    argument: LENGTH[,MODEL], fashion_mnist[,DIRECTORY] or emoji[,PATH].
+    argument: LENGTH[,MODEL].
   """
-  name, _, rest = argument.partition(',')
-  if name == 'fashion_mnist':
-    return _fashion_mnist(rest or 'data/fashion-mnist')
-  if name == 'emoji':
-    return _emoji(rest or 'data/emoji64.tar.gz')
-  if name not in LENGTHS:
+  length, _, model = argument.partition(',')
+  if length not in LENGTHS:
     raise ValueError(
-      f'{argument!r} is not understood; expected one of {", ".join(LENGTHS)}, '
-      'fashion_mnist or emoji'
+      f'{argument!r} is not understood; expected one of {", ".join(LENGTHS)}'
     )
-  model = rest or 'S/16'
-  learning_rate, weight_decay, target_decay = LENGTHS[name]
+  model = model or 'S/16'
+  learning_rate, weight_decay, target_decay = LENGTHS[length]
   batch_size, source = 4096, 'tfds:imagenet2012'
   if 'x' in model:
     fields = dict(name='resnet', variant=model)
@@ -97,7 +85,7 @@ def get_config(argument: str = '300ep') -> ConfigDict:
         expected=dict(train_examples=1_281_167, image_shape=(224, 224, 3)),
       ),
       batch_size=batch_size,
-      total=name,
+      total=length,
       optimizer=dict(
         name='lars',
         learning_rate=learning_rate * batch_size / 256,
@@ -110,89 +98,4 @@ def get_config(argument: str = '300ep') -> ConfigDict:
       eval=dict(every='10ep'),
       checkpoint=dict(every='1ep', keep=2),
     )
-  )
-
-
-def _small(**sections) -> ConfigDict:
-  """Returns what the small runs have in common."""
-  return ConfigDict(
-    dict(
-      # Batch norm, and a target that moves fast: the run is short.
-      task=dict(name='byol', hidden=256, projection=64, target_decay=0.97),
-      batch_size=128,
-      # Small batches need no LARS.
-      optimizer=dict(
-        name='adamw', learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0
-      ),
-      schedule=dict(name='cosine', warmup='5%'),
-      # How good the features are: labels are for nothing else.
-      eval=dict(
-        every='25%',
-        batch_size=512,
-        # Fifty examples bear little regularisation.
-        few_shot=dict(shots=(5,), feature='pooled', l2=(0.1, 1.0, 10.0, 100.0)),
-      ),
-      checkpoint=dict(every='25%'),
-      log_every='50steps',
-      **sections,
-    )
-  )
-
-
-def _fashion_mnist(directory: str) -> ConfigDict:
-  """Returns the run on Fashion-MNIST."""
-  source = f'idx:{directory}'
-  view = 'inception_crop(28, 0.3)|flip_lr|color_jitter|blur(0.5, 0.1, 1.0)'
-  return _small(
-    model=dict(
-      name='vit',
-      patch_size=4,
-      width=96,
-      depth=4,
-      mlp_dim=192,
-      num_heads=4,
-      pooling='gap',
-      position='sincos_2d',
-    ),
-    data=dict(
-      train=dict(
-        source=source,
-        split='train',
-        preprocess=f'{view}|value_range(-1, 1)',
-        second_view=f'{view}|solarize(0.2)|value_range(-1, 1)',
-      ),
-      test=dict(source=source, split='test', preprocess='value_range(-1, 1)'),
-      expected=dict(train_examples=60_000, image_shape=(28, 28, 1)),
-    ),
-    total='1ep',
-  )
-
-
-def _emoji(path: str) -> ConfigDict:
-  """Returns the run on emoji, whose group is the class that few-shot uses."""
-  source = f'field:group:captions:{path}'
-  view = 'inception_crop(64, 0.2)|flip_lr|color_jitter|grayscale'
-  return _small(
-    model=dict(
-      name='vit',
-      patch_size=8,
-      width=96,
-      depth=4,
-      mlp_dim=192,
-      num_heads=4,
-      pooling='gap',
-      position='sincos_2d',
-    ),
-    data=dict(
-      train=dict(
-        source=source,
-        split='train',
-        preprocess=f'{view}|blur(1.0)|value_range(-1, 1)',
-        second_view=f'{view}|blur(0.1)|solarize(0.2)|value_range(-1, 1)',
-      ),
-      # Concepts that training has not seen.
-      test=dict(source=source, split='test', preprocess='value_range(-1, 1)'),
-      expected=dict(train_examples=7_769, image_shape=(64, 64, 3)),
-    ),
-    total='5ep',
   )

@@ -25,7 +25,7 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
   Args:
     image_codes: workdir of the discrete VAE.
   """
-  source = 'shapes:pixels=32'
+  source = 'shapes:pixels=48'
   return ConfigDict(
     dict(
       task=dict(
@@ -34,12 +34,12 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
       model=dict(
         name='dalle',
         text_vocabulary=587,
-        text_length=24,
+        text_length=12,
         image_vocabulary=256,
-        grid=(8, 8),
-        width=192,
+        grid=(12, 12),
+        width=128,
         depth=4,
-        mlp_dim=768,
+        mlp_dim=512,
         num_heads=4,
         patterns=('row', 'column', 'row', 'row'),
         last_pattern='convolutional',
@@ -51,13 +51,13 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
         test=dict(source=source, split='test', preprocess='value_range(0, 1)'),
       ),
       batch_size=64,
-      total='3000steps',
+      total='1800steps',
       optimizer=dict(
-        name='adamw', learning_rate=1e-3, weight_decay=0.05, b2=0.96,
+        name='adamw', learning_rate=2e-3, weight_decay=0.05, b2=0.96,
         clip_norm=1.0,
       ),
       schedule=dict(name='cosine', warmup='5%'),
-      eval=dict(every='1000steps'),
-      checkpoint=dict(every='1000steps'),
+      eval=dict(every='600steps'),
+      checkpoint=dict(every='300steps'),
     )
   )  # fmt: skip

@@ -20,46 +20,32 @@ and then with labels:
   python -m vit_jax.train --config=configs/finetune.py:imagenet,B/16 \
     --workdir=DIR --config.init=runs/masked_patches
 
-The argument fashion_mnist or emoji is a small ViT on real images on a CPU; the
-data lies in data/, or where a path after a comma says:
-
-  python -m vit_jax.train --config=configs/masked_patches.py:fashion_mnist \
-    --workdir=runs/masked_fashion
+On a CPU, a small ViT on real images: configs/without_labels.py.
 
 Expected: 79.9 % on ImageNet after fine-tuning at 384 px, 2 % above training
 from scratch and 4 % below supervised pre-training (the paper); after 100,000
-steps there is little to gain. Of the small ones, see the README.
+steps there is little to gain.
 Cost: 1,000,000 steps of 4,096 images are 14 epochs of JFT, 430 exaFLOP by
-formula (3 forward passes an image); the small ones take four minutes on two
-CPU cores.
+formula (3 forward passes an image).
 """
 
 from ml_collections import ConfigDict
 
 TARGETS = ('mean_color', 'downsized', 'pixels')
-VARIANTS = (
-  *TARGETS,
-  'mean_color,15%',
-  'fashion_mnist,data/fashion-mnist',
-  'emoji,data/emoji64.tar.gz',
-)
+VARIANTS = (*TARGETS, 'mean_color,15%')
 
 
 def get_config(argument: str = 'mean_color') -> ConfigDict:
   """Returns the configuration.
 
   Args:
-    argument: TARGET[,15%], fashion_mnist[,DIRECTORY] or emoji[,PATH].
+    argument: TARGET[,15%].
   """
   name, _, rest = argument.partition(',')
-  if name == 'fashion_mnist':
-    return _fashion_mnist(rest or 'data/fashion-mnist')
-  if name == 'emoji':
-    return _emoji(rest or 'data/emoji64.tar.gz')
   if name not in TARGETS or rest not in ('', '15%'):
     raise ValueError(
       f'{argument!r} is not understood; expected one of '
-      f'{", ".join(TARGETS)}, with ,15% or not; fashion_mnist or emoji'
+      f'{", ".join(TARGETS)}, with ,15% or not'
     )
   source = 'tfds:jft'
   return ConfigDict(
@@ -102,85 +88,4 @@ def get_config(argument: str = 'mean_color') -> ConfigDict:
       eval=dict(every='10000steps'),
       checkpoint=dict(every='5000steps'),
     )
-  )
-
-
-def _small(**sections) -> ConfigDict:
-  """Returns what the small runs have in common."""
-  return ConfigDict(
-    dict(
-      batch_size=128,
-      optimizer=dict(
-        name='adamw', learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0
-      ),
-      schedule=dict(name='cosine', warmup='5%'),
-      # How good the features are: labels are for nothing else.
-      eval=dict(
-        every='25%',
-        batch_size=512,
-        # Fifty examples bear little regularisation.
-        few_shot=dict(
-          shots=(5,), feature='encoded', l2=(0.1, 1.0, 10.0, 100.0)
-        ),
-      ),
-      checkpoint=dict(every='25%'),
-      log_every='50steps',
-      **sections,
-    )
-  )
-
-
-def _fashion_mnist(directory: str) -> ConfigDict:
-  """Returns the run on Fashion-MNIST."""
-  source = f'idx:{directory}'
-  return _small(
-    # Grey has few classes: the pixels say more.
-    task=dict(name='masked_patches', target='pixels'),
-    model=dict(
-      name='vit',
-      patch_size=4,
-      width=96,
-      depth=4,
-      mlp_dim=192,
-      num_heads=4,
-      pooling='gap',
-      position='sincos_2d',
-    ),
-    data=dict(
-      train=dict(
-        source=source, split='train', preprocess='flip_lr|value_range(-1, 1)'
-      ),
-      test=dict(source=source, split='test', preprocess='value_range(-1, 1)'),
-      expected=dict(train_examples=60_000, image_shape=(28, 28, 1)),
-    ),
-    total='2ep',
-  )
-
-
-def _emoji(path: str) -> ConfigDict:
-  """Returns the run on emoji, whose group is the class that few-shot uses."""
-  source = f'field:group:captions:{path}'
-  return _small(
-    task=dict(name='masked_patches', target='mean_color'),
-    model=dict(
-      name='vit',
-      patch_size=8,
-      width=96,
-      depth=4,
-      mlp_dim=192,
-      num_heads=4,
-      pooling='gap',
-      position='sincos_2d',
-    ),
-    data=dict(
-      train=dict(
-        source=source,
-        split='train',
-        preprocess='inception_crop(64, 0.4)|flip_lr|value_range(-1, 1)',
-      ),
-      # Concepts that training has not seen.
-      test=dict(source=source, split='test', preprocess='value_range(-1, 1)'),
-      expected=dict(train_examples=7_769, image_shape=(64, 64, 3)),
-    ),
-    total='12ep',
   )

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vit_jax import config
+from vit_jax.analysis import compute
 from vit_jax.data import splits
 from vit_jax.models.vit import count_parameters
 from vit_jax.training import optimizer, schema
@@ -25,12 +26,17 @@ OWN_IMAGES = {
     '--config.data.expected.classes=10',
     f'--config.data.expected.image_shape=({side}, {side}, 3)',
   )
-  for name, side in (('folder', 64), ('clip_emoji', 48), ('dvae_emoji', 64))
+  for name, side in (
+    ('folder', 64),
+    ('clip_emoji', 48),
+    ('dalle_emoji', 64),
+    ('dvae_emoji', 64),
+  )
 }
 # Whose argument is a path, or which have none.
 ANY_ARGUMENT = (
-  'clip_emoji', 'dalle_shapes', 'digits', 'dvae', 'dvae_emoji', 'dvae_shapes',
-  'fashion_mnist', 'folder',
+  'clip_emoji', 'dalle_emoji', 'dalle_shapes', 'digits', 'dvae', 'dvae_emoji',
+  'dvae_shapes', 'fashion_mnist', 'folder',
 )  # fmt: skip
 # How many examples TensorFlow Datasets' splits have.
 SPLIT_SIZES = {
@@ -69,8 +75,9 @@ def resolve(name, variant='', overrides=()):
 
 def prepare(name, variant=''):
   overrides = OWN_IMAGES.get(name, ())
-  if name == 'dalle_shapes':  # Without the discrete VAE, whose codes it takes.
-    overrides = ('--config.task.image_codes=',)
+  if name in ('dalle_emoji', 'dalle_shapes'):
+    # Without the discrete VAE, whose codes it takes.
+    overrides = (*overrides, '--config.task.image_codes=')
   if name == 'noisy_student':
     pytest.skip('needs a trained teacher')
   return run_lib.prepare(resolve(name, variant, overrides), planned=True)
@@ -86,6 +93,16 @@ def trace(name, variant):
 
   assert all(jax.tree.leaves(jax.tree.map(same, state, run.state)))
   assert metrics['loss'].shape == ()
+
+
+@pytest.mark.parametrize(
+  'size', ['XS', *(pytest.param(x, marks=pytest.mark.slow) for x in 'SML')]
+)
+def test_rivals_of_one_size_need_the_same_compute(size):
+  kinds = ('vit', 'hybrid', 'resnet')
+  runs = [prepare('rivals', f'{kind}-{size}') for kind in kinds]
+  flops = np.array([compute.of_task(run.task).training_flops for run in runs])
+  np.testing.assert_allclose(flops / flops.mean(), 1, atol=0.1)
 
 
 def own_images(folder, *parts):
@@ -258,6 +275,18 @@ def test_fine_tuning_is_at_another_resolution_for_other_classes():
   assert run.batch['image'].shape == (512, 384, 384, 3)
   # 1000 classes at 384 px, less the classes that CIFAR-10 lacks.
   assert count_parameters(run.state.params) == 86_859_496 - 990 * 769
+
+
+def test_dalle_has_the_parameters_of_the_paper():
+  # "12-billion": 12 width^2 for each layer, and embeddings.
+  model = resolve('dalle', '12b').model
+  layers = 12 * model.width**2 * model.depth
+  assert (model.width, model.depth, model.num_heads) == (3968, 64, 62)
+  assert model.mlp_dim == 4 * model.width
+  assert layers == pytest.approx(12e9, rel=0.01)
+  schedule = schedule_of(resolve('dalle', '12b'), 430_000)
+  found = [float(schedule(step)) for step in (0, 2_500, 5_000, 430_000)]
+  assert found == pytest.approx([0, 0.5, 1, 1 / 32], abs=1e-6)
 
 
 def test_parameters_of_the_76_5_percent_baseline():

@@ -9,15 +9,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any
 
 import jax
 from etils import epath
 from rich.console import Console
 
+from vit_jax import released
 from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.data.pipeline import BrokenDataError
-from vit_jax.training import trained
+from vit_jax.models.decoding import Sampling
+from vit_jax.training import matching, saved, trained
 from vit_jax.training.checkpoint import CheckpointError
 from vit_jax.training.loop import Preempted, TrainingError
 
@@ -75,28 +76,17 @@ def add_model(options: argparse.ArgumentParser) -> None:
   )
 
 
-# What the tensors of a released CLIP may not tell.
-_TOLD = {
-  'activation': 'quick_gelu for their own',
-  'image_heads': 'attention heads of the image tower',
-  'text_heads': 'attention heads of the text tower',
-}
-
-
 def add_told(options: argparse.ArgumentParser) -> None:
-  """Adds what a CLIP with OpenAI's names needs to be told."""
-  for name, what in _TOLD.items():
+  """Adds what a CLIP with OpenAI's names needs to be told, see `saved.told`."""
+  for name in released.TOLD:
+    heads = name.endswith('_heads')
+    what = f'attention heads of the {name.partition("_")[0]} tower'
     options.add_argument(
       f'--{name.replace("_", "-")}',
-      type=int if name.endswith('heads') else str,
-      help=f"of a CLIP with OpenAI's names: {what}",
+      type=int if heads else str,
+      help="of a CLIP with OpenAI's names: "
+      + (what if heads else 'quick_gelu for their own'),
     )
-
-
-def told(known: argparse.Namespace) -> dict[str, Any]:
-  """Returns what the options of `add_told` say."""
-  given = {name: getattr(known, name) for name in _TOLD}
-  return {name: value for name, value in given.items() if value is not None}
 
 
 def grid(text: str) -> tuple[int, int]:
@@ -125,7 +115,10 @@ def open_model(
       raise ConfigError(f'--checkpoint={path}: there is no such file.')
   else:
     path = required(known.workdir)
-  model = trained.load(path, known.step, overrides, known.grid, told(known))
+  told = saved.told(known)
+  if known.workdir and getattr(known, 'clip', None):
+    told = {}  # Of --clip.
+  model = trained.load(path, known.step, overrides, known.grid, told)
   if not known.classes:
     return model
   names = _class_names(known.classes)
@@ -142,6 +135,65 @@ def open_model(
     )
   task = dataclasses.replace(model.task, class_names=names)
   return dataclasses.replace(model, task=task, names_known=True)
+
+
+def open_clip(known: argparse.Namespace) -> matching.Matcher | None:
+  """Opens the model of images and texts that `--clip` names; None without.
+
+  Raises:
+    ConfigError: there is none, or the options of `add_told` are of no model.
+  """
+  told = saved.told(known)
+  if known.clip is None:
+    if told:
+      name = f'--{next(iter(told)).replace("_", "-")}'
+      raise ConfigError(f'{name} is of a released CLIP: name it by --clip.')
+    return None
+  try:
+    return matching.Matcher(trained.load(epath.Path(known.clip), told=told))
+  except ConfigError as error:
+    raise ConfigError(f'--clip={known.clip}: {error}') from error
+
+
+def add_sampling(options: argparse.ArgumentParser) -> None:
+  """Adds how codes of pictures are drawn; see `sampling`."""
+  options.add_argument(
+    '--temperature', type=float, default=1.0, help='1 by default; 0: likeliest'
+  )
+  options.add_argument(
+    '--top-k', help='likeliest codes to draw from: 64, or a share such as 0.1'
+  )
+  options.add_argument(
+    '--top-p', type=float, help='likeliest codes, with this probability'
+  )
+  options.add_argument(
+    '--guidance', type=float, help='how far to go beyond no text; such as 3'
+  )
+
+
+def sampling(known: argparse.Namespace) -> Sampling:
+  """Returns how to draw, as the options of `add_sampling` say.
+
+  Raises:
+    ConfigError: a number cannot be meant.
+  """
+  count = share = None
+  try:
+    if known.top_k is not None:
+      # 1 is one code, 1.0 is all.
+      is_count = known.top_k.isdecimal()
+      count = int(known.top_k) if is_count else None
+      share = None if is_count else float(known.top_k)
+    chosen = Sampling(
+      known.temperature, count, share, known.top_p, known.guidance
+    )
+    chosen.check()
+  except ValueError as error:
+    raise ConfigError(
+      f'{error} --top-k is a number of codes such as 64, or a share of all '
+      'such as 0.1.'
+    ) from error
+  return chosen
 
 
 def _class_names(name: str) -> tuple[str, ...]:

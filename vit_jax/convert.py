@@ -81,11 +81,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _read(source: pathlib.Path, known: argparse.Namespace) -> released.Released:
   """Reads a released checkpoint, or the workdir of a run."""
   if not (source / 'checkpoints').is_dir():
-    told = command_line.told(known)
-    return released.read(source, grid=known.grid, told=told)
+    return released.read(source, grid=known.grid, told=saved.told(known))
   if known.grid:
     raise ConfigError(f'--grid is not for runs: {source} knows its own.')
-  run = saved.read(source)
+  run = saved.read(source, told=saved.told(known))
   return released.of_parameters(
     rules.by_path(run.params),
     model=run.config.model.to_dict(),

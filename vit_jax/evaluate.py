@@ -12,13 +12,15 @@ name:
   generation    how good the pictures are that a model draws of captions
 
 zero_shot, linear_probe and robustness read labels: of the test data, or of
---source.
+--source. With --variants=imagenet_v2,imagenet_a robustness is accuracy on these
+sets, of a classifier of ImageNet or by the names of its classes.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,9 +29,9 @@ from rich.console import Console
 
 from vit_jax import command_line
 from vit_jax.config import ConfigError, did_you_mean
-from vit_jax.data import pipeline
 from vit_jax.evaluation import (
   corruptions,
+  imagenet_variants,
   linear_probe,
   markdown_report,
   mean_metrics,
@@ -38,8 +40,15 @@ from vit_jax.evaluation import (
   zero_shot,
 )
 from vit_jax.generation import networks, sampler, scores
-from vit_jax.models import decoding
-from vit_jax.training import inputs, matching, records, scoring, trained
+from vit_jax.training import (
+  classifying,
+  image_codes,
+  inputs,
+  matching,
+  records,
+  scoring,
+  trained,
+)
 
 
 def main(arguments: Sequence[str], console: Console) -> None:
@@ -47,6 +56,9 @@ def main(arguments: Sequence[str], console: Console) -> None:
   known, overrides = command_line.split(_parser(), arguments)
   names = _chosen(known.tasks)
   model = command_line.open_model(known, overrides)
+  if known.random:
+    fresh = trained.fresh_variables(model)
+    model = dataclasses.replace(model, variables=fresh, step=0)
   # Nothing but JSON goes where JSON is expected.
   notes = Console(stderr=True, soft_wrap=True) if known.json else console
 
@@ -56,22 +68,19 @@ def main(arguments: Sequence[str], console: Console) -> None:
 
   _fit_batches(model)
   scorer = scoring.Scorer(model.task, model.config, model.mesh, say)
-  figures, tables = {}, {}
+  figures, tables, data = {}, {}, {}
   with jax.set_mesh(model.mesh):
     for name in names:
-      found, results = _TASKS[name](model, scorer, known)
+      found, results, where = _TASKS[name](model, scorer, known)
       figures |= found
-      tables |= results
+      data[where] = None
+      for kind, rows in results.items():
+        tables.setdefault(kind, {}).update(rows)
   if known.report:
     _write_report(known.report, model, tables)
   if known.json:
     print(json.dumps({'step': model.step, **figures}))
     return
-  test = model.config.data.test
-  own = {'metrics', 'retrieval', 'generation'} & {*names} or not known.source
-  data = [f'{test.source} {test.split}'] if own else []
-  if known.source and {'zero_shot', 'linear_probe', 'robustness'} & {*names}:
-    data.append(f'{known.source} {known.test_split or "test"}')
   console.print(f'step {model.step:,} on {" and ".join(data)}')
   width = max(12, *map(len, figures))
   for name, value in figures.items():
@@ -104,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     f'{", ".join(prompts.known())}; names of classes by default',
   )
   options.add_argument(
+    '--variants',
+    help=f'of robustness, with commas: {", ".join(imagenet_variants.VARIANTS)}',
+  )
+  options.add_argument(
     '--feature', default='pooled', help='of linear_probe; pooled by default'
   )
   options.add_argument(
@@ -112,9 +125,18 @@ def _parser() -> argparse.ArgumentParser:
   options.add_argument(
     '--best-of', type=int, default=1, help='pictures of each that --clip ranks'
   )
-  options.add_argument('--clip', help='workdir of a CLIP, for generation')
+  options.add_argument(
+    '--clip', help='run or released checkpoint of a CLIP, for generation'
+  )
   options.add_argument(
     '--network', help='workdir whose features compare pictures, for generation'
+  )
+  options.add_argument(
+    '--seed', type=int, default=0, help='of generation; 0 by default'
+  )
+  command_line.add_sampling(options)
+  options.add_argument(
+    '--random', action='store_true', help='score fresh parameters instead'
   )
   options.add_argument(
     '--report', type=pathlib.Path, help='Markdown file to write'
@@ -131,98 +153,92 @@ def _chosen(text: str) -> list[str]:
   return names
 
 
+# Figures by name, results as `markdown_report` takes them, and what data they
+# are of.
+Scores = tuple[dict[str, float], dict[str, dict], str]
+
+
 def _metrics(
   model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
-) -> tuple[dict, dict]:
+) -> Scores:
   """Scores what the model was trained for, on `config.data.test`."""
   del known
-  source = _test_source(model)
+  source, where = _test_source(model)
   if records.reads(model.config) == 'captions':
-    _check_tokenizer(model)
+    matching.check_tokenizer(model)
   if records.reads(model.config) == 'labels':
-    _check_classes(model, source.class_names)
+    classifying.check_classes(model, source.class_names)
   transform = records.open_transform(
     model.config, 'test', getattr(model.task, 'tokenizer', None)
   )
-  _check_shape(pipeline.example_shape(source, transform), model)
+  shape = model.task.image_shape
+  records.check_shape(source, transform, shape, 'config.data.test')
   found = mean_metrics.mean_metrics(
     mean_metrics.make_summed(model.task),
     model.variables,
     scorer.batches(source, transform),
   )
-  return found, {}
+  return found, {'metric_results': {where: found}}, where
 
 
 def _retrieval(
   model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
-) -> tuple[dict, dict]:
+) -> Scores:
   _check_pairs(model, 'retrieval')
-  source = _test_source(model)
+  source, where = _test_source(model)
   if not hasattr(source, 'captions'):
     raise ConfigError(
       f'{model.config.data.test.source!r} has no captions to find. Name a '
       'source of captions by --config.data.test.source.'
     )
   found, chance = scorer.retrieval(model.variables, source, known.captions)
-  where = f'{model.config.data.test.source} {model.config.data.test.split}'
-  return retrieval.figures(found), {
-    'retrieval_results': {where: found, 'chance': chance}
-  }
+  results = {where: found, 'chance': chance}
+  return retrieval.figures(found), {'retrieval_results': results}, where
 
 
 def _zero_shot(
   model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
-) -> tuple[dict, dict]:
+) -> Scores:
   _check_pairs(model, 'zero_shot')
   source, where = _labelled(model, known, 'test')
-  found = scorer.zero_shot(
-    model.variables, source, _prompts(model, known, source)
-  )
-  return zero_shot.figures(found), {'zero_shot_results': {where: found}}
+  named = classifying.named(model, known.prompts, source.class_names)
+  found = scorer.zero_shot(model.variables, source, named)
+  return zero_shot.figures(found), {'zero_shot_results': {where: found}}, where
 
 
 def _linear_probe(
   model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
-) -> tuple[dict, dict]:
+) -> Scores:
   train, _ = _labelled(model, known, 'train')
   test, where = _labelled(model, known, 'test')
   inputs.check_classes(train.class_names, test.class_names)
   found = scorer.linear_probe(model.variables, train, test, known.feature)
-  return linear_probe.figures(found), {'linear_probe_results': {where: found}}
+  results = {'linear_probe_results': {where: found}}
+  return linear_probe.figures(found), results, where
 
 
 def _robustness(
   model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
-) -> tuple[dict, dict]:
+) -> Scores:
+  if known.variants:
+    names = known.variants.split(',')
+    found = classifying.variants(model, scorer, names, known.prompts)
+    figures = imagenet_variants.figures(found)
+    return figures, {'variant_results': found}, ', '.join(found)
   source, where = _labelled(model, known, 'test')
-  if hasattr(model.task, 'encode_image'):
-    _check_tokenizer(model)
-    named = _prompts(model, known, source)
-
-    def accuracy(source: Any, transform: Callable) -> float:
-      found = scorer.zero_shot(model.variables, source, named, transform)
-      return found.top_1
-  else:
-    if not hasattr(model.task, 'class_names'):
-      raise ConfigError(
-        '--tasks=robustness needs a model that classifies; this one is for '
-        f'{model.config.task.name}.'
-      )
-    _check_classes(model, source.class_names)
-    summed = mean_metrics.make_summed(model.task)
-
-    def accuracy(source: Any, transform: Callable) -> float:
-      batches = scorer.batches(source, transform)
-      found = mean_metrics.mean_metrics(summed, model.variables, batches)
-      return found['accuracy']
-
-  found = scorer.robustness(source, accuracy)
-  return corruptions.figures(found), {'corruption_results': {where: found}}
+  measure = classifying.measure(
+    model, scorer, source.class_names, known.prompts
+  )
+  found = scorer.robustness(
+    source, lambda worse, transform: measure(worse, transform=transform).top_1
+  )
+  results = {'corruption_results': {where: found}}
+  return corruptions.figures(found), results, where
 
 
 def _generation(
   model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
-) -> tuple[dict, dict]:
+) -> Scores:
   """Scores pictures that a model draws of test captions."""
   del scorer
   if not hasattr(model.task, 'sample'):
@@ -231,20 +247,28 @@ def _generation(
       f'{model.config.model.name} for {model.config.task.name}.'
     )
 
-  def opened(path: str | None) -> trained.Trained | None:
-    return trained.load(epath.Path(path)) if path else None
-
+  if image_codes.about(model.config, 'test'):
+    raise ConfigError(
+      '--tasks=generation compares with images, but config.data.test.source '
+      'has codes: name the source of the images.'
+    )
   drawer = sampler.Sampler(model)
-  clip, network = opened(known.clip), opened(known.network)
+  source, where = _test_source(model)
+  network = known.network and trained.load(epath.Path(known.network))
   found, notes = scores.evaluate(
     drawer,
-    scores.read(drawer, _test_source(model), known.count),
-    sampling=decoding.Sampling(),
+    scores.read(drawer, source, known.count),
+    sampling=command_line.sampling(known),
+    seed=known.seed,
     best_of=known.best_of,
-    matcher=matching.Matcher(clip) if clip else None,
+    matcher=command_line.open_clip(known),
     network=networks.of_trained(network) if network else None,
   )
-  return found, {'facts': {'pictures': '; '.join(notes)}}
+  results = {
+    'facts': {'pictures': '; '.join(notes)},
+    'metric_results': {f'pictures of the captions of {where}': found},
+  }
+  return found, results, where
 
 
 _TASKS = {
@@ -257,14 +281,18 @@ _TASKS = {
 }
 
 
-def _test_source(model: trained.Trained) -> Any:
-  if not model.config.data.test.source:
+def _test_source(model: trained.Trained) -> tuple[Any, str]:
+  """Opens `config.data.test`; returns what it is called as well."""
+  test = model.config.data.test
+  if not test.source:
     raise ConfigError(
       'A released checkpoint has no test data of its own: name some, such as '
       '--config.data.test.source=tfds:imagenet2012 '
       '--config.data.test.split=validation.'
     )
-  return records.open_split(model.config, 'test')
+  frozen = getattr(model.task, 'frozen', None)
+  image_codes.check_same_vae(model.config, 'test', frozen)
+  return records.open_split(model.config, 'test'), f'{test.source} {test.split}'
 
 
 def _labelled(
@@ -289,15 +317,6 @@ def _labelled(
   return found, f'{source} {split}'
 
 
-def _prompts(
-  model: trained.Trained, known: argparse.Namespace, source: Any
-) -> prompts.Prompts:
-  if known.prompts:
-    return prompts.ordered(prompts.load(known.prompts), source.class_names)
-  templates = model.config.data.text.templates or ('{}',)
-  return prompts.from_names(source.class_names, templates)
-
-
 def _check_pairs(model: trained.Trained, name: str) -> None:
   """Raises ConfigError for a model without texts."""
   if not hasattr(model.task, 'encode_image'):
@@ -305,16 +324,7 @@ def _check_pairs(model: trained.Trained, name: str) -> None:
       f'--tasks={name} needs a model of images and texts, such as a CLIP; this '
       f'one is a {model.config.model.name} for {model.config.task.name}.'
     )
-  _check_tokenizer(model)
-
-
-def _check_tokenizer(model: trained.Trained) -> None:
-  """Raises ConfigError for a released model that nobody can write to."""
-  if model.task.tokenizer is None:
-    raise ConfigError(
-      'The checkpoint has no tokenizer: name its file of merges by '
-      '--config.data.text.tokenizer=FILE.'
-    )
+  matching.check_tokenizer(model)
 
 
 def _write_report(
@@ -331,25 +341,6 @@ def _write_report(
   }
   page = markdown_report.write('Evaluation', facts, **tables)
   path.write_text(page, encoding='utf-8')
-
-
-def _check_classes(model: trained.Trained, test: tuple[str, ...]) -> None:
-  """Raises ConfigError if test data has other classes than the model."""
-  names = model.task.class_names
-  if not model.names_known and len(names) == len(test):
-    names = test
-  inputs.check_classes(names, test)
-
-
-def _check_shape(shape: tuple[int, ...], model: trained.Trained) -> None:
-  """Raises ConfigError if images are not such as the model has learned from."""
-  if tuple(shape) != model.task.image_shape:
-    raise ConfigError(
-      f'Test images are {tuple(shape)} (height, width, channels) after '
-      f'preprocessing, the model was trained on {model.task.image_shape}: '
-      'change config.data.test.preprocess, now '
-      f'{model.config.data.test.preprocess!r}.'
-    )
 
 
 def _fit_batches(model: trained.Trained) -> None:

@@ -22,7 +22,6 @@ from vit_jax import command_line
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import few_shot
 from vit_jax.training import few_shot_inputs, inputs, trained
-from vit_jax.training import state as state_lib
 
 # If neither the command nor the configuration of the run says so.
 _SHOTS = (1, 5, 10, 25)
@@ -37,9 +36,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   notes = Console(stderr=True, soft_wrap=True) if known.json else console
   variables = {'trained': model.variables}
   if known.random:
-    key = state_lib.random_key(model.config.seed)
-    with jax.set_mesh(model.mesh):
-      variables['random'] = jax.jit(model.task.init)(key)
+    variables['random'] = trained.fresh_variables(model)
   results = _score(model, settings, variables, notes)
   if known.json:
     print(json.dumps({'step': model.step, **_as_json(results)}))

@@ -42,10 +42,10 @@ def main(arguments: Sequence[str], console: Console) -> None:
     _repeat(known, overrides, console)
     return
   _check(known)
-  prompts, sampling = _prompts(known), _sampling(known)
+  prompts, sampling = _prompts(known), command_line.sampling(known)
   workdir = command_line.required(known.workdir)
   sampler = Sampler(trained.load(workdir, known.step, overrides))
-  matcher = _matcher(known.clip)
+  matcher = command_line.open_clip(known)
   given, whole = _given(sampler, known)
   for text in sampler.cut(prompts):
     _print(console, f'too long, the end is not read: {text}')
@@ -78,20 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     '--count', type=int, default=8, help='pictures of each text; 8 by default'
   )
   options.add_argument('--clip', help='run or released checkpoint to score by')
+  command_line.add_told(options)
   options.add_argument('--rerank', type=int, help='so many of them are kept')
   options.add_argument('--seed', type=int, default=0, help='0 by default')
-  options.add_argument(
-    '--temperature', type=float, default=1.0, help='1 by default; 0: likeliest'
-  )
-  options.add_argument(
-    '--top-k', help='likeliest codes to draw from: 64, or a share such as 0.1'
-  )
-  options.add_argument(
-    '--top-p', type=float, help='likeliest codes, with this probability'
-  )
-  options.add_argument(
-    '--guidance', type=float, help='how far to go beyond no text; such as 3'
-  )
+  command_line.add_sampling(options)
   options.add_argument(
     '--complete', type=pathlib.Path, help='image whose upper part is kept'
   )
@@ -165,36 +155,6 @@ def _prompts(known: argparse.Namespace) -> list[str]:
   if not prompts:
     raise ConfigError(f'--prompts={known.prompts} has no text in it.')
   return prompts
-
-
-def _sampling(known: argparse.Namespace) -> Sampling:
-  """Returns how to draw, as the options say."""
-  count = share = None
-  try:
-    if known.top_k is not None:
-      # 1 is one code, 1.0 is all.
-      is_count = known.top_k.isdecimal()
-      count = int(known.top_k) if is_count else None
-      share = None if is_count else float(known.top_k)
-    sampling = Sampling(
-      known.temperature, count, share, known.top_p, known.guidance
-    )
-    sampling.check()
-  except ValueError as error:
-    raise ConfigError(
-      f'{error} --top-k is a number of codes such as 64, or a share of all '
-      'such as 0.1.'
-    ) from error
-  return sampling
-
-
-def _matcher(clip: str | None) -> matching.Matcher | None:
-  if clip is None:
-    return None
-  try:
-    return matching.Matcher(trained.load(epath.Path(clip)))
-  except ConfigError as error:
-    raise ConfigError(f'--clip={clip}: {error}') from error
 
 
 def _given(

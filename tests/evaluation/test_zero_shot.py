@@ -67,7 +67,7 @@ def test_labels_without_a_class_are_an_error():
     zero_shot.evaluate(images, [0, 2], classes)
   with pytest.raises(ValueError, match=r'labels \[1\] are not among the 1'):
     zero_shot.evaluate(images, [0, 1], classes, among=[0])
-  with pytest.raises(ValueError, match='of 2 that have a vector'):
+  with pytest.raises(ValueError, match='of 2 that there are'):
     zero_shot.evaluate(images, [0, 1], classes, among=[0, 1, 2])
 
 
@@ -76,8 +76,11 @@ def test_log_likelihoods_of_sentences():
   # By any of its sentences: of the first image 0.5 to 0.45, of the second 0.2
   # to 0.25.
   chances = np.array([[0.5, 0.7, 0.2], [0.2, 0.5, 1e-30]])
-  result = zero_shot.evaluate_scores(given, np.log(chances), [0, 1])
+  classes = zero_shot.scores_of_classes(given, np.log(chances))
+  result = zero_shot.evaluate_scores(classes, [0, 1])
   assert result.top_1 == 1 and result.classes == 2
-  assert zero_shot.evaluate_scores(given, np.log(chances), [1, 0]).top_1 == 0
+  assert zero_shot.evaluate_scores(classes, [1, 0]).top_1 == 0
+  # Where only the second is to choose from, it is chosen.
+  assert zero_shot.evaluate_scores(classes, [1, 1], among=[1]).top_1 == 1
   with pytest.raises(ValueError, match='not finite'):
-    zero_shot.evaluate_scores(given, np.full((2, 3), np.inf), [0, 1])
+    zero_shot.evaluate_scores(np.full((2, 2), np.inf), [0, 1])

@@ -83,7 +83,7 @@ class Darkest:
 
 @pytest.fixture(autouse=True)
 def no_files(model, monkeypatch):
-  monkeypatch.setattr(trained, 'load', lambda path, *unused: model)
+  monkeypatch.setattr(trained, 'load', lambda path, *unused, **told: model)
   monkeypatch.setattr(
     generate.matching, 'Matcher', lambda unused_model: Darkest()
   )
@@ -121,6 +121,20 @@ def test_the_best_are_kept_and_made_again(tmp_path):
   again = pictures.read(tmp_path / 'again' / '2.png')
   np.testing.assert_array_equal(again.image, found[1].image)
   assert again.facts == found[1].facts
+
+
+def test_what_a_released_clip_leaves_out_is_told(model, monkeypatch):
+  def load(path, *unused, told=None):
+    if str(path) == 'other':
+      raise ConfigError(f'told {told}')
+    return model
+
+  monkeypatch.setattr(trained, 'load', load)
+  message = "--clip=other: told {'activation': 'gelu', 'image_heads': 3}"
+  with pytest.raises(ConfigError, match=message):
+    call(
+      *RUN, '--out=x', '--clip=other', '--activation=gelu', '--image-heads=3'
+    )
 
 
 def test_several_texts_each_have_their_own(tmp_path):
@@ -197,6 +211,7 @@ def test_pictures_do_not_depend_on_others(model):
     (('--out=x', *RUN, '--count=0'), 'draws nothing'),
     (('--out=x', *RUN, '--rerank=2'), '--clip'),
     (('--out=x', *RUN, '--rerank=9', '--clip=y'), 'cannot be kept'),
+    (('--out=x', *RUN, '--text-heads=2'), '--text-heads .* by --clip'),
     (('--out=x', *RUN, '--rows=2'), 'both or neither'),
     (('--out=x', *RUN, '--complete=none.png', '--rows=4'), '1 to 3'),
     (('--out=x', *RUN, '--complete=none.png', '--rows=1'), 'No such file'),

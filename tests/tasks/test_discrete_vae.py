@@ -58,6 +58,7 @@ def test_what_is_no_value_is_refused(text, message):
   [
     (dict(deviation=0.0), 'deviation is 0.0, expected more'),
     (dict(commitment=-1.0), 'commitment is -1.0, expected 0 or more'),
+    (dict(evenness=-1.0), 'evenness is -1.0, expected 0 or more'),
     (dict(model=nn.Dense(3)), "with the name 'discrete_vae'"),
   ],
 )
@@ -184,6 +185,29 @@ def test_every_parameter_learns(quantization):
   # Only the relaxation is random.
   same = loss(params) == loss(params, jax.random.key(1))
   assert same == (quantization == 'vector')
+
+
+def test_codes_that_nothing_chooses_are_drawn_to_vectors():
+  task = small(quantization='vector')
+  even = np.eye(16, dtype=np.float32) * 100
+  np.testing.assert_allclose(task._unevenness(even), 0, atol=1e-6)
+  same = np.tile(even[:1], (16, 1))
+  np.testing.assert_allclose(task._unevenness(same), np.log(16), atol=1e-6)
+  batch = {'image': jax.random.uniform(KEY, (4, 8, 8, 3))}
+  params = task.init(KEY)['params']
+
+  @jax.jit
+  def gradient(params):
+    def loss(params):
+      return task.loss({'params': params}, batch, KEY, 3)[0]
+
+    return jax.grad(loss)(params)['codebook']['kernel']
+
+  codes = task.encode({'params': params}, batch['image'])
+  unchosen = np.setdiff1d(np.arange(16), codes)
+  assert len(unchosen)
+  sizes = np.linalg.norm(gradient(params)[unchosen], axis=-1)
+  assert sizes.min() > 1e-5
 
 
 def test_codes_can_be_kept_and_decoded_later():

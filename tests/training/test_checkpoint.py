@@ -338,6 +338,7 @@ def test_another_tree_is_an_error_that_names_the_differences(tmp_path):
     ('', None, [5, 6]),
     ('test/accuracy', 2, [2, 5, 6]),
     ('test/loss', 4, [4, 5, 6]),
+    ('retrieval/median_rank', 4, [4, 5, 6]),
   ],
 )
 def test_keeps_the_last_and_the_best(tmp_path, metric, best, kept):
@@ -345,6 +346,7 @@ def test_keeps_the_last_and_the_best(tmp_path, metric, best, kept):
   with Checkpoints(tmp_path, keep=2, best=metric) as checkpoints:
     for step, value in enumerate(values, start=1):
       metrics = {'test/accuracy': value, 'test/loss': value, 'other': 0}
+      metrics['retrieval/median_rank'] = value
       checkpoints.save(step, {'x': jnp.ones(3)}, {}, metrics)
       checkpoints.wait()
     assert checkpoints.steps() == kept

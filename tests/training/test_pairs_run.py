@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -249,6 +250,8 @@ def test_it_is_evaluated_by_its_own_words(workdir, tmp_path):
     assert name in text
   page = report.read_text()
   assert 'chance' in page and 'Zero-shot' in page
+  (similarity,) = re.findall(r'  similarity +(\S+)', text)
+  assert re.search(rf'\| similarity +\| +{similarity} \|', page)
   with pytest.raises(ConfigError, match='not measured'):
     call(evaluate.main, f'--workdir={workdir}', '--tasks=retrival')
 

@@ -1,13 +1,21 @@
 """PowerSGD between eight replicas: what is sent, kept and added up."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from vit_jax.config import ConfigError
+from vit_jax.planning import program as program_lib
+from vit_jax.training import checkpoint, checks, powersgd, rules, schema
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import powersgd, rules
+from vit_jax.training import run as run_lib
+from vit_jax.training import state as state_lib
+from vit_jax.training import step as step_lib
 
 REPLICAS = 8
 SHAPES = {
@@ -40,7 +48,7 @@ def run(steps, **options):
   given = gradients(steps)
   transform = powersgd.power_sgd(replicas=REPLICAS, **options)
   state = transform.init(jax.tree.map(lambda x: x[0, 0], given))
-  specs = powersgd.state_specs(state)
+  specs = powersgd.state_specs()
   mesh = mesh_lib.make(mesh_lib.Settings())
 
   @jax.jit
@@ -135,3 +143,135 @@ def test_other_numbers_of_replicas_keep_the_mean_error():
 def test_impossible_numbers_are_refused():
   with pytest.raises(ValueError, match='rank is 0 and replicas 8'):
     powersgd.power_sgd(rank=0, replicas=8)
+
+
+RATE = 0.5
+RUN = (
+  'optimizer.name=sgd', f'optimizer.learning_rate={RATE}',
+  'optimizer.momentum=0.0', 'optimizer.weight_decay=0.0',
+  'schedule.name=constant', 'schedule.warmup=0steps', 'model.dropout=0.0',
+  'model.depth=1',
+)  # fmt: skip
+SHARDED = ('mesh.fsdp=2', 'mesh.fsdp_minimum_mib=0')
+
+
+@pytest.fixture
+def prepared(tiny):
+  """Returns what prepares a tiny run on eight devices, and its batches."""
+
+  def make(*overrides):
+    run = run_lib.prepare(tiny(*RUN, *overrides))
+    # Random numbers, so that all replicas have gradients of their own.
+    rng = np.random.default_rng(0)
+    batch = {
+      'image': rng.normal(size=(32, 8, 8, 1)).astype(np.float32),
+      'label': rng.integers(10, size=32).astype(np.int32),
+    }
+    assert {name: x.shape for name, x in batch.items()} == {
+      name: spec.shape for name, spec in run.batch.items()
+    }
+    return run, mesh_lib.to_mesh(batch, run.mesh)
+
+  return make
+
+
+def states(run, batch, steps):
+  """Returns the states after each of so many steps."""
+  with jax.set_mesh(run.mesh):
+    state, found = run.init(), []
+    for _ in range(steps):
+      state, _ = run.train_step(state, batch)
+      # The next step gives the memory of this one away.
+      found.append(jax.tree.map(jnp.copy, state))
+  return found
+
+
+@pytest.mark.parametrize('mesh', [(), SHARDED])
+def test_runs_apply_and_keep_what_others_apply(prepared, mesh):
+  # The head starts as zeros, so that one step moves nothing else.
+  first, plain = states(*prepared(*mesh), steps=2)
+  # The same first step, so that the second has the same gradients.
+  run, batch = prepared(
+    'optimizer.compression_rank=2', 'optimizer.compression_start=1steps', *mesh
+  )
+  _, state = states(run, batch, steps=2)
+  error = jax.device_get(state.exchange.error)
+  assert len(error) == 6  # Four matrices of attention, two of the MLP.
+  first, plain, found = (
+    rules.by_path(jax.device_get(x.params)) for x in (first, plain, state)
+  )
+  for path, expected in plain.items():
+    kept = 0
+    if path in error:
+      matrix = found[path] - first[path]
+      rows = 32 if '/out/' not in path else -1
+      columns = -1 if rows == 32 else 32
+      values = np.linalg.svd(matrix.reshape(rows, columns), compute_uv=False)
+      np.testing.assert_allclose(values[2:], 0, atol=1e-6)
+      kept = error[path].mean(0)
+      assert np.abs(kept).max() > 1e-4
+      places = run.state.exchange.error[path].sharding.spec
+      assert places[0] == 'data' and ('fsdp' in places) == bool(mesh)
+    np.testing.assert_allclose(found[path] - RATE * kept, expected, atol=1e-5)
+
+
+def test_runs_send_less(prepared):
+  sent = {}
+  for rank in (0, 1):
+    run, batch = prepared(f'optimizer.compression_rank={rank}')
+    with jax.set_mesh(run.mesh):
+      text = run.train_step.lower(run.state, batch).compile().as_text()
+    sent[rank] = program_lib.read(text).collectives['all-reduce'].bytes
+  sizes = rules.shapes_by_path(run.state.params)
+  matrices = [np.prod(sizes[path]) for path in run.state.exchange.error]
+  # Two factors in place of each matrix.
+  factors = sum(2 * 32 for _ in matrices)
+  saved = 4 * (sum(matrices) - factors)
+  assert abs(sent[0] - sent[1] - saved) < 0.01 * saved
+  assert sent[1] < sent[0] / 3
+
+
+def test_resumed_runs_go_on_as_if_nothing_happened(prepared, tmp_path):
+  run, batch = prepared('optimizer.compression_rank=1')
+  _, second, third = states(run, batch, steps=3)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(2, second, meta={}, wait=True)
+    state, _, _ = checkpoints.restore(run.state)
+  with jax.set_mesh(run.mesh):
+    found, _ = run.train_step(state, batch)
+  jax.tree.map(np.testing.assert_array_equal, *jax.device_get((found, third)))
+
+
+def test_replicas_draw_their_own_random_numbers():
+  class Task:
+    def loss(self, variables, batch, key, step, train):
+      drawn = jax.random.uniform(key)
+      metrics = {'drawn': drawn, 'square': drawn**2}
+      return variables['params']['x'].sum() * 0, metrics, {}
+
+  exchange = powersgd.power_sgd(rank=1, replicas=REPLICAS)
+  settings = types.SimpleNamespace(accumulate=1, freeze=(), average=0)
+  state = state_lib.create(
+    {'params': {'x': jnp.ones(3)}}, optax.sgd(0.1), state_lib.random_key(0),
+    average=False, exchange=exchange,
+  )  # fmt: skip
+  step = step_lib.make_train_step(Task(), optax.sgd(0.1), settings, exchange)
+  with jax.set_mesh(mesh_lib.make(mesh_lib.Settings())):
+    _, metrics = jax.jit(step)(state, jnp.zeros(REPLICAS))
+  assert metrics['square'] > metrics['drawn'] ** 2 + 1e-3
+
+
+@pytest.mark.parametrize(
+  'task,variables,message',
+  [
+    ('contrastive', {}, 'the loss of contrastive compares all examples'),
+    ('classification', {'batch_stats': {}}, 'the model has batch norm'),
+  ],
+)
+def test_what_needs_whole_batches_is_refused(tiny, task, variables, message):
+  config = tiny('optimizer.compression_rank=3')
+  config.task.name = task
+  with pytest.raises(
+    ConfigError, match=f'compression_rank is 3, but {message}'
+  ):
+    checks.check_compression(config, schema.TASKS[task], variables)

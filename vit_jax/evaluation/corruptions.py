@@ -1,8 +1,8 @@
-"""How a model does on images that differ from those it has learned from.
+"""How a model does on corrupted images.
 
 Corruptions of 5 strengths after ImageNet-C (Hendrycks & Dietterich,
 arXiv:1903.12261), computed here, so that they serve any data; what differs
-from the released files is said below. And the natural variants of ImageNet.
+from the released files is said below.
 
 The image that a model gets is corrupted, so after resizing and cropping, as in
 ImageNet-C. Random numbers are a function of (seed, index), the same for all
@@ -23,23 +23,6 @@ STRENGTHS = (1, 2, 3, 4, 5)
 _SIDE = 224
 
 
-class Variant(NamedTuple):
-  """Test data for classifiers of ImageNet, labelled as ImageNet is.
-
-  Attributes:
-    source: as in `config.data.test.source`.
-    split: of it.
-    classes: how many of the 1,000 occur; where not all, a classifier is to
-      choose among those alone (`among` of `zero_shot.evaluate`).
-    paper: that describes it.
-  """
-
-  source: str
-  split: str
-  classes: int
-  paper: str
-
-
 class Result(NamedTuple):
   """How accurate a model is on corrupted images.
 
@@ -55,18 +38,6 @@ class Result(NamedTuple):
   def mean(self) -> float:
     """The mean over corruptions and strengths."""
     return float(np.mean([*self.accuracies.values()]))
-
-
-# TensorFlow Datasets has all of these; ObjectNet it has not.
-IMAGENET_VARIANTS = {
-  'imagenet': Variant('tfds:imagenet2012', 'validation', 1000, '1409.0575'),
-  'v2': Variant(
-    'tfds:imagenet_v2/matched-frequency', 'test', 1000, '1902.10811'
-  ),
-  'a': Variant('tfds:imagenet_a', 'test', 200, '1907.07174'),
-  'r': Variant('tfds:imagenet_r', 'test', 200, '2006.16241'),
-  'sketch': Variant('tfds:imagenet_sketch', 'test', 1000, '1905.13549'),
-}
 
 
 def corrupt(

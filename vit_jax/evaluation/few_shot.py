@@ -199,17 +199,31 @@ def feature_of(intermediates: Mapping[str, Any], name: str) -> jax.Array:
 
 
 def make_features(task: Any, name: str) -> Callable[[Any, Mapping], dict]:
+  """Returns `of_batches` of an intermediate, see `feature_of`."""
+  return of_batches(
+    lambda variables, image: feature_of(
+      task.intermediates(variables, image), name
+    )
+  )
+
+
+def of_batches(
+  function: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[[Any, Mapping], dict]:
   """Returns a jitted function from variables and a batch to its features.
 
-  The result, on every device, has `features` [batch, width] and what the
-  batch has besides images: `label` and `mask` [batch].
+  The result, on every device, has `features` [batch, width] in float32 and
+  what the batch has besides images; `collect` makes a whole of it.
+
+  Args:
+    function: from variables and images to features.
   """
 
   @jax.jit
   def features(variables, batch):
     batch = dict(batch)
-    intermediates = task.intermediates(variables, batch.pop('image'))
-    batch['features'] = feature_of(intermediates, name)
+    found = function(variables, batch.pop('image'))
+    batch['features'] = found.astype(jnp.float32)
     # Every process needs all of it.
     return jax.tree.map(layers.constrain, batch)
 

@@ -24,6 +24,9 @@ from vit_jax.evaluation import zero_shot
 _DECADE = 8
 _LARGEST, _FIRST_STEP = 6 * _DECADE, 2 * _DECADE
 _ITERATIONS = 1000
+# Examples x width x classes. Threads that share less work than this mostly wait
+# for each other, and where other programs run they wait long.
+_ONE_THREAD = 2**24
 
 
 class Examples(NamedTuple):
@@ -133,10 +136,13 @@ def search(score: Callable[[float], float]) -> dict[float, float]:
 
 
 def _fit(examples: Examples, c: float):
+  import threadpoolctl  # Comes with scikit-learn.
   from sklearn import exceptions, linear_model  # Slow to import.
 
   model = linear_model.LogisticRegression(C=c, max_iter=_ITERATIONS)
-  with warnings.catch_warnings():
+  work = examples.features.size * len(np.unique(examples.labels))
+  threads = threadpoolctl.threadpool_limits(1 if work < _ONE_THREAD else None)
+  with threads, warnings.catch_warnings():
     # `Result.converged` says it.
     warnings.simplefilter('ignore', exceptions.ConvergenceWarning)
     return model.fit(examples.features, examples.labels)

@@ -20,11 +20,13 @@ def write(
   title: str,
   facts: Mapping[str, str],
   *,
+  metric_results: Mapping[str, Mapping[str, float]] | None = None,
   zero_shot_results: Mapping[str, zero_shot.Result] | None = None,
   retrieval_results: Mapping[str, retrieval.Result] | None = None,
   linear_probe_results: Mapping[str, linear_probe.Result] | None = None,
   few_shot_results: Mapping[str, Sequence[few_shot.Result]] | None = None,
   corruption_results: Mapping[str, corruptions.Result] | None = None,
+  variant_results: Mapping[str, zero_shot.Result] | None = None,
 ) -> str:
   """Returns the page.
 
@@ -32,17 +34,21 @@ def write(
     title: of the page.
     facts: what a reader needs to know to repeat it, such as the checkpoint, its
       step, the data and its preprocessing.
+    metric_results: figures by their names, a table for each data.
     zero_shot_results: by the name of their row.
     retrieval_results: likewise; in one table for each direction.
     linear_probe_results: likewise.
     few_shot_results: of several numbers of examples, likewise.
     corruption_results: a table each, by what it is about.
+    variant_results: of `imagenet_variants`, by the name of their row.
   """
   parts = [f'# {title}']
   if facts:
     parts.append('\n'.join(f'- {name}: {fact}' for name, fact in facts.items()))
+  if metric_results:
+    parts += _metrics(metric_results)
   if zero_shot_results:
-    parts += _zero_shot(zero_shot_results)
+    parts += ['## Zero-shot classification', *_classified(zero_shot_results)]
   if retrieval_results:
     parts += _retrieval(retrieval_results)
   if linear_probe_results:
@@ -51,6 +57,8 @@ def write(
     parts += _few_shot(few_shot_results)
   if corruption_results:
     parts += _corruptions(corruption_results)
+  if variant_results:
+    parts += ["## ImageNet's variants", *_classified(variant_results)]
   return '\n\n'.join(parts) + '\n'
 
 
@@ -90,7 +98,18 @@ def _with_error(share: float, examples: int) -> str:
   return f'{_percent(share)} ± {_percent(error)}'
 
 
-def _zero_shot(results: Mapping[str, zero_shot.Result]) -> list[str]:
+def _metrics(results: Mapping[str, Mapping[str, float]]) -> list[str]:
+  parts = ['## Metrics', 'As they are, not in per cent.']
+  for name, figures in results.items():
+    rows = [
+      (key, f'{value:,}' if isinstance(value, int) else f'{value:.4f}')
+      for key, value in figures.items()
+    ]
+    parts.append(table((name, 'mean'), rows))
+  return parts
+
+
+def _classified(results: Mapping[str, zero_shot.Result]) -> list[str]:
   rows = [
     (
       name,
@@ -104,7 +123,6 @@ def _zero_shot(results: Mapping[str, zero_shot.Result]) -> list[str]:
   ]
   head = ('data', 'top-1', 'top-5', 'per class', 'classes', 'images')
   return [
-    '## Zero-shot classification',
     'Accuracy in per cent ± one standard error; "per class" is its mean over\n'
     'the classes.',
     table(head, rows),

@@ -23,21 +23,10 @@ from vit_jax.models import layers
 
 
 def make_encode_images(task: Any) -> Callable[[Any, Mapping], dict]:
-  """Returns a jitted function from variables and a batch to its features.
-
-  The result, on every device, has `features` [batch, width] and what the
-  batch has besides images; `few_shot.collect` makes a whole of it.
-  """
-
-  @jax.jit
-  def encode(variables, batch):
-    batch = dict(batch)
-    features, _ = task.encode_image(variables, batch.pop('image'))
-    batch['features'] = features.astype(jnp.float32)
-    # Every process needs all of it.
-    return jax.tree.map(layers.constrain, batch)
-
-  return encode
+  """Returns `few_shot.of_batches` of the features of images."""
+  return few_shot.of_batches(
+    lambda variables, image: task.encode_image(variables, image)[0]
+  )
 
 
 def make_encode_texts(

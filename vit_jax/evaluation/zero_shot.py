@@ -87,42 +87,64 @@ def evaluate(
     ValueError: a label is of no class to choose from, or features are not
       finite.
   """
-  labels = np.asarray(labels)
-  among = np.arange(len(classes)) if among is None else np.unique(among)
-  outside = np.setdiff1d(labels, among)
-  if len(outside) or among.max() >= len(classes):
-    raise ValueError(
-      f'labels {outside[:5].tolist()} are not among the {len(among)} classes '
-      f'to choose from, of {len(classes)} that have a vector'
-    )
+  labels, among = _checked(labels, len(classes), among)
   found = retrieval.ranks(images, classes[among], labels, among)
   return _result(found, labels, len(among))
 
 
 def evaluate_scores(
-  prompts: prompts_lib.Prompts, scores: np.ndarray, labels: Sequence[int]
+  scores: np.ndarray,
+  labels: Sequence[int],
+  among: Sequence[int] | None = None,
 ) -> Result:
-  """Scores a model that gives the log-likelihood of texts.
+  """Scores a model that gives log-likelihoods, or logits, of classes.
+
+  Args:
+    scores: [images, classes].
+    labels: int [images].
+    among: see `evaluate`.
+
+  Raises:
+    ValueError: as in `evaluate`, or scores are not finite.
+  """
+  scores = np.asarray(scores)
+  labels, among = _checked(labels, scores.shape[1], among)
+  found = retrieval.ranks_of_scores(scores[:, among], labels, among)
+  return _result(found, labels, len(among))
+
+
+def _checked(
+  labels: Sequence[int], classes: int, among: Sequence[int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns labels, and the classes to choose from, ascending."""
+  labels = np.asarray(labels)
+  among = np.arange(classes) if among is None else np.unique(among)
+  outside = np.setdiff1d(labels, among)
+  if len(outside) or among.max() >= classes:
+    raise ValueError(
+      f'labels {outside[:5].tolist()} are not among the {len(among)} classes '
+      f'to choose from, of {classes} that there are'
+    )
+  return labels, among
+
+
+def scores_of_classes(
+  prompts: prompts_lib.Prompts, scores: np.ndarray
+) -> np.ndarray:
+  """Returns log-likelihoods of classes, float64 [images, classes].
 
   That of a class is the one of any of its sentences, all being as likely.
 
   Args:
     prompts: of the classes.
-    scores: [images, sentences], of all sentences of the first class, then of
-      the second, and so on.
-    labels: int [images].
-
-  Raises:
-    ValueError: numbers differ, or scores are not finite.
+    scores: log-likelihoods [images, sentences], of all sentences of the first
+      class, then of the second, and so on.
   """
   counts = [len(prompts.texts(label)) for label in range(len(prompts.names))]
   parts = np.split(np.asarray(scores, np.float64), np.cumsum(counts)[:-1], 1)
-  classes = np.stack(
+  return np.stack(
     [np.logaddexp.reduce(x, axis=1) - np.log(x.shape[1]) for x in parts], axis=1
   )
-  labels, numbers = np.asarray(labels), np.arange(len(counts))
-  found = retrieval.ranks_of_scores(classes, labels, numbers)
-  return _result(found, labels, len(counts))
 
 
 def _result(found: retrieval.Ranks, labels: np.ndarray, classes: int) -> Result:

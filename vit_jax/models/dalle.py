@@ -16,7 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers, sparse_attention, transformer
+from vit_jax.models import (
+  gradient_scale,
+  layers,
+  sparse_attention,
+  transformer,
+)
 
 Array = jax.Array
 
@@ -68,8 +73,9 @@ class DallE(nn.Module):
   dropout: float = 0.0
   # One compiled period of patterns in a loop: compiles faster, runs slower.
   scan: bool = False
-  # What the backward pass computes again instead of keeping it.
-  remat: Literal['none', 'full', 'dots', 'names'] = 'none'
+  # What the backward pass computes again instead of keeping it; 'auto' is
+  # 'none', unless who trains it chooses.
+  remat: Literal['auto', 'none', 'full', 'dots', 'names'] = 'auto'
   dtype: Any = jnp.float32
   softmax_dtype: Any = jnp.float32
 
@@ -123,7 +129,8 @@ class DallE(nn.Module):
 
   def _embedding(self, name: str, *shape: int) -> Array:
     init = nn.initializers.normal(0.02)
-    return self.param(name, init, (*shape, self.width)).astype(self.dtype)
+    embedding = self.param(name, init, (*shape, self.width))
+    return embedding.astype(gradient_scale.stream_dtype(self.dtype))
 
   def _text(self, text: Array) -> Array:
     """Embeds the start of the stream and texts: [batch, 1 + text, width]."""
@@ -193,6 +200,7 @@ class DallE(nn.Module):
       norm_epsilon=self.norm_epsilon,
       dropout=self.dropout,
       patterns=self.layer_patterns(rows),
+      scale_gradients=self.dtype == jnp.float16,
       kernel_init='scaled',
       scan=self.scan,
       remat=self.remat,

@@ -127,8 +127,8 @@ class DiscreteVae(nn.Module):
   codebook_std: float = 0.0
   # gumbel: the encoder gives the probability of each code, as in the paper.
   # vector: it gives a vector, which becomes the nearest in the codebook
-  # (VQ-VAE, arXiv:1711.00937), both of length 1 (arXiv:2110.04627, 3.2);
-  # on drawn shapes it kept 1 to 10 codes: nothing revives those not chosen.
+  # (VQ-VAE, arXiv:1711.00937), both of length 1 (arXiv:2110.04627, 3.2); the
+  # task has to keep codes alive that none is near to.
   quantization: Literal['gumbel', 'vector'] = 'gumbel'
   # full: of a block only the input is kept for the backward pass.
   remat: Literal['none', 'full'] = 'none'

@@ -35,11 +35,20 @@ def constrain(x: Array, *axes) -> Array:
 
   With it at every block the compiler never gathers activations, which
   otherwise triples the memory of a sharded run.
+
+  Args:
+    x: the activation.
+    *axes: for each of its axes, names of those of the mesh that split it, or
+      None. Those that `jax.shard_map` has split by then are left out.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+  left = (
+    names and tuple(name for name in names if name not in mesh.manual_axes)
+    for names in axes
+  )
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*left))
 
 
 def on_cpu() -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.models import layers, sparse_attention
+from vit_jax.models import gradient_scale, layers, sparse_attention
 from vit_jax.models.attention import Attention
 
 Array = jax.Array
@@ -43,6 +43,7 @@ class Block(nn.Module):
     relative: whether this block learns its own relative positions.
     causal: whether a token sees none of those after it.
     pattern: what tokens see where they are a text and an image after it.
+    scale_gradients: whether its branches are those of `gradient_scale`.
   """
 
   num_heads: int
@@ -56,16 +57,43 @@ class Block(nn.Module):
   relative: bool = False
   causal: bool = False
   pattern: sparse_attention.Pattern | None = None
+  scale_gradients: bool = False
   inits: layers.Inits = layers.Inits()
   deterministic: bool = True
   dtype: Dtype = jnp.float32
   softmax_dtype: Dtype = jnp.float32
 
-  def _branch(self, y: Array, drop_rate: float | Array) -> Array:
+  def _branch(
+    self, y: Array, drop_rate: float | Array, scale: Array | None
+  ) -> Array:
     y = layers.Dropout(self.dropout, self.deterministic)(y)
     if self.stochastic_depth and not self.deterministic:
       y = layers.drop_path(y, drop_rate, self.make_rng('dropout'))
-    return y
+    return y if scale is None else gradient_scale.leave(y, scale)
+
+  def _scale(self, name: str) -> Array | None:
+    """Returns the scale of a branch; None where gradients have none."""
+    collection = gradient_scale.COLLECTION
+    # Variables without it are for evaluation, which has no gradients.
+    known = self.is_initializing() or self.has_variable(collection, name)
+    if not self.scale_gradients or not known:
+      return None
+    start = functools.partial(jnp.float32, gradient_scale.START)
+    return self.variable(collection, name, start).value
+
+  def _scaled(
+    self, module: type[nn.Module], scale: Array | None
+  ) -> type[nn.Module]:
+    """Returns a module of a branch, which takes its parameters into it."""
+    if scale is None:
+      return module
+
+    def enter(params):
+      return jax.tree.map(lambda x: gradient_scale.enter(x, scale), params)
+
+    return nn.map_variables(
+      module, 'params', enter, init=self.is_initializing()
+    )
 
   @nn.compact
   def __call__(
@@ -97,8 +125,10 @@ class Block(nn.Module):
       depth = x.shape[-1] // self.num_heads
       offsets = self.param('offsets', *relative_init(x.shape[1], depth))
 
-    y = layers.LayerNorm(name='attention_norm', **norm)(x)
-    y, of_attention = Attention(
+    scale = self._scale('attention_scale')
+    y = x if scale is None else gradient_scale.enter(x, scale)
+    y = self._scaled(layers.LayerNorm, scale)(name='attention_norm', **norm)(y)
+    y, of_attention = self._scaled(Attention, scale)(
       self.num_heads,
       dropout=self.attention_dropout,
       causal=self.causal,
@@ -111,12 +141,14 @@ class Block(nn.Module):
     )(y[:, :first], y, offsets=offsets, cache=cache)
     attended = checkpoint_name(y, 'attention_output')
     x = layers.constrain(
-      x[:, :first] + self._branch(attended, drop_rate), layers.BATCH
+      x[:, :first] + self._branch(attended, drop_rate, scale), layers.BATCH
     )
     after_attention = x
 
-    y = layers.LayerNorm(name='mlp_norm', **norm)(x)
-    y = layers.Mlp(
+    scale = self._scale('mlp_scale')
+    y = x if scale is None else gradient_scale.enter(x, scale)
+    y = self._scaled(layers.LayerNorm, scale)(name='mlp_norm', **norm)(y)
+    y = self._scaled(layers.Mlp, scale)(
       self.mlp_dim,
       activation=self.activation,
       dropout=self.dropout,
@@ -125,7 +157,7 @@ class Block(nn.Module):
       dtype=self.dtype,
       name='mlp',
     )(checkpoint_name(y, 'mlp_input'))
-    x = layers.constrain(x + self._branch(y, drop_rate), layers.BATCH)
+    x = layers.constrain(x + self._branch(y, drop_rate, scale), layers.BATCH)
     return x, {
       **of_attention,
       'attention': attended,
@@ -209,6 +241,8 @@ class Transformer(nn.Module):
     causal: whether a token sees none of those after it.
     patterns: what tokens see in each block, where they are a text and an image
       after it; () for none.
+    scale_gradients: whether each residual branch scales its gradients; see
+      `gradient_scale`.
     kernel_init: 'xavier' as in ViT, or see `layers.scaled_inits`.
     first: the intermediate `first` is the output of so many tokens, for which
       the last block computes no others: a twelfth of ViT-B's work is saved
@@ -233,6 +267,7 @@ class Transformer(nn.Module):
   shared_position: bool = False
   causal: bool = False
   patterns: tuple[sparse_attention.Pattern, ...] = ()
+  scale_gradients: bool = False
   kernel_init: Literal['xavier', 'scaled'] = 'xavier'
   first: int = 0
   scan: bool = False
@@ -266,6 +301,7 @@ class Transformer(nn.Module):
       position=self.position if own else None,
       relative=self.relative and own,
       causal=self.causal,
+      scale_gradients=self.scale_gradients,
       inits=layers.scaled_inits(width, self.depth)
       if scaled
       else layers.Inits(),
@@ -312,7 +348,7 @@ class Transformer(nn.Module):
       blocks = make
     blocks = nn.scan(
       blocks.func,
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, gradient_scale.COLLECTION: 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, nn.broadcast),
       length=turns,
@@ -351,7 +387,8 @@ class Transformer(nn.Module):
       if self.first and i == self.depth - 1:
         intermediates['first'], _ = layer(x, rate, shared, self.first)
       x, intermediates[name] = layer(x, rate, shared, None, *cache)
-    norm = layers.LayerNorm(self.norm_epsilon, self.dtype, name='norm')
+    outside = gradient_scale.stream_dtype(self.dtype)
+    norm = layers.LayerNorm(self.norm_epsilon, outside, name='norm')
     x = norm(x)
     if self.first:
       first = intermediates.get('first')

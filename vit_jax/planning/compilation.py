@@ -70,6 +70,7 @@ def _memory(compiled: Any, program: program_lib.Program) -> dict[str, int]:
     'parameters': 'state.params',
     'optimizer state': 'state.optimizer',
     'average of parameters': 'state.average',
+    'compression of gradients': 'state.exchange',
     'other variables': 'state.others',
   }
   memory = {

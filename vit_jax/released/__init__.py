@@ -35,8 +35,8 @@ from vit_jax.released import (
 from vit_jax.released.checkpoint import Released, ReleasedError, describe
 
 __all__ = [
-  'DIALECTS', 'Released', 'ReleasedError', 'of_parameters', 'read', 'tensors',
-  'write',
+  'DIALECTS', 'Released', 'ReleasedError', 'TOLD', 'of_parameters', 'read',
+  'tensors', 'write',
 ]  # fmt: skip
 
 # Two towers have the tensors of a ViT, and a hybrid has those of a ResNet, so
@@ -52,6 +52,8 @@ _NPZ = {
   'mixer': {'mixer': mixer},
 }
 DIALECTS = (*_NPZ, 'openai', 'huggingface')
+# What the tensors of OpenAI's CLIP do not say, see `read`.
+TOLD = openai_clip.TOLD
 _NAMES_SHOWN = 8
 # Fields of a ViT that its parameters do not determine.
 _NOT_SIZES = (

@@ -139,7 +139,8 @@ def read(
       f'{", ".join(_ACTIVATIONS)}. The tensors do not say it, and with a wrong '
       "one the model is silently worse: OpenAI's own have 'quick_gelu', most "
       "that open_clip has trained 'gelu'. Say which with "
-      'read(..., told=dict(activation=...)), or --activation on a command line.'
+      'read(..., told=dict(activation=...)), --activation on a command line '
+      'or config.init.activation.'
     )
   tensors = _unstacked(tensors)
   text_width, width = _shape(tensors, 'text_projection', 2)
@@ -273,7 +274,8 @@ def _heads(width: int, told: Mapping[str, Any], name: str) -> int:
     raise ReleasedError(
       f'A width of {width} is not shared by {heads!r} attention heads ('
       f'{"as was said" if name in told else "one for each 64 channels"}). '
-      f'Say how many there are with read(..., told=dict({name}=...)).'
+      f'Say how many there are with read(..., told=dict({name}=...)), '
+      f'--{name.replace("_", "-")} on a command line, or config.init.{name}.'
     )
   return heads
 

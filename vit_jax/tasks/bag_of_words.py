@@ -6,15 +6,14 @@ features of images so, with the same loss.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.models.captioner import BagPredictor
-from vit_jax.models.clip import CLIP
-from vit_jax.tasks import caption_tokens
+from vit_jax.tasks import caption_tokens, image_text
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -24,7 +23,7 @@ _CHUNK = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
-class BagOfWords:
+class BagOfWords(image_text.ImageText):
   """Prediction of the tokens of a text from the features of its image.
 
   The loss is the cross-entropy of a softmax over the vocabulary, against the
@@ -35,22 +34,9 @@ class BagOfWords:
   vocabulary and length; there are no parameters of anything else.
   """
 
-  reads: ClassVar[str] = 'captions'
-
-  model: CLIP
-  image_shape: tuple[int, int, int]
-  # Turns texts into tokens; None where only shapes are of interest.
-  tokenizer: Any
-
   @property
   def _predictor(self) -> BagPredictor:
     return BagPredictor(self.model.image, self.model.text.vocabulary_size)
-
-  def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch of `size` pairs."""
-    return caption_tokens.batch_spec(
-      size, self.image_shape, self.model.text.length
-    )
 
   def init(self, key: Array) -> dict[str, Any]:
     """Returns freshly initialised variables."""
@@ -75,13 +61,8 @@ class BagOfWords:
       train: whether to regularise, and to learn statistics of batch norm.
     """
     del step
-    others = [name for name in variables if name != 'params'] if train else []
-    (logits, _), changed = self._predictor.apply(
-      variables,
-      batch['image'],
-      train=train,
-      rngs={'dropout': key},
-      mutable=others,
+    logits, changed = image_text.learn(
+      self._predictor, variables, batch['image'], key=key, train=train
     )
     means = jax.tree.map(jnp.mean, _compare(logits, batch['text']))
     means['truncated'] = batch['truncated'].mean()
@@ -98,12 +79,6 @@ class BagOfWords:
     """
     logits, _ = self._predictor.apply(variables, batch['image'])
     return _compare(logits, batch['text'])
-
-  def intermediates(
-    self, variables: Mapping[str, Any], image: Array
-  ) -> dict[str, Any]:
-    """Returns what the image tower computes on the way, by name."""
-    return self.encode_image(variables, image)[1]
 
   def encode_image(
     self, variables: Mapping[str, Any], image: Array
@@ -145,10 +120,6 @@ class BagOfWords:
 
     chunk = _CHUNK // (features.shape[0] * text.shape[1])
     return caption_tokens.in_chunks(score, text, chunk)
-
-  def tokens(self, texts: Sequence[str]) -> Any:
-    """Returns the tokens of texts, int32 [texts, length]."""
-    return self.tokenizer(texts)[0]
 
 
 def _log_shares(text: Array) -> Array:

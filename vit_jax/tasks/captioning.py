@@ -6,16 +6,15 @@ arXiv:2006.06666, but from left to right only.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from vit_jax.models.captioner import Captioner
-from vit_jax.models.clip import CLIP
-from vit_jax.tasks import caption_tokens
+from vit_jax.tasks import caption_tokens, image_text
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -25,7 +24,7 @@ _CHUNK = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
-class Captioning:
+class Captioning(image_text.ImageText):
   """Prediction of each token of a text from its image and the tokens before.
 
   How the image is seen is told in `Captioner`. The loss is the cross-entropy
@@ -34,13 +33,6 @@ class Captioning:
 
   Of the model the towers are used; there are no parameters of anything else.
   """
-
-  reads: ClassVar[str] = 'captions'
-
-  model: CLIP
-  image_shape: tuple[int, int, int]
-  # Turns texts into tokens; None where only shapes are of interest.
-  tokenizer: Any
 
   def __post_init__(self):
     if not self.model.text.causal:
@@ -57,12 +49,6 @@ class Captioning:
   @property
   def _captioner(self) -> Captioner:
     return Captioner(self.model.image, self.model.text)
-
-  def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch of `size` pairs."""
-    return caption_tokens.batch_spec(
-      size, self.image_shape, self.model.text.length
-    )
 
   def init(self, key: Array) -> dict[str, Any]:
     """Returns freshly initialised variables."""
@@ -88,14 +74,9 @@ class Captioning:
       train: whether to regularise, and to learn statistics of batch norm.
     """
     del step
-    others = [name for name in variables if name != 'params'] if train else []
-    (logits, _), changed = self._captioner.apply(
-      variables,
-      batch['image'],
-      batch['text'],
-      train=train,
-      rngs={'dropout': key},
-      mutable=others,
+    inputs = batch['image'], batch['text']
+    logits, changed = image_text.learn(
+      self._captioner, variables, *inputs, key=key, train=train
     )
     means = jax.tree.map(jnp.mean, _compare(logits, batch['text']))
     means['truncated'] = batch['truncated'].mean()
@@ -111,12 +92,6 @@ class Captioning:
     """
     logits, _ = self._captioner.apply(variables, batch['image'], batch['text'])
     return _compare(logits, batch['text'])
-
-  def intermediates(
-    self, variables: Mapping[str, Any], image: Array
-  ) -> dict[str, Any]:
-    """Returns what the image tower computes on the way, by name."""
-    return self.encode_image(variables, image)[1]
 
   def encode_image(
     self, variables: Mapping[str, Any], image: Array
@@ -162,10 +137,6 @@ class Captioning:
     vocabulary = self.model.text.vocabulary_size
     chunk = _CHUNK // (images * length * vocabulary)
     return caption_tokens.in_chunks(score, text, chunk)
-
-  def tokens(self, texts: Sequence[str]) -> Any:
-    """Returns the tokens of texts, int32 [texts, length]."""
-    return self.tokenizer(texts)[0]
 
 
 def _log_likelihood(logits: Array, text: Array) -> Array:

@@ -1,15 +1,14 @@
 """Learning which images and texts belong together (CLIP, SigLIP, LiT)."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from vit_jax.models.clip import CLIP
-from vit_jax.tasks import caption_tokens, contrastive_loss, contrastive_report
+from vit_jax.tasks import contrastive_loss, contrastive_report, image_text
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -18,15 +17,9 @@ Features = tuple[Array, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(image_text.ImageText):
   """Telling the text of an image, and the image of a text, from all others."""
 
-  reads: ClassVar[str] = 'captions'
-
-  model: CLIP
-  image_shape: tuple[int, int, int]
-  # Turns texts into tokens; None where only shapes are of interest.
-  tokenizer: Any
   # softmax: choosing one of all (CLIP); sigmoid: each pair alone (SigLIP).
   loss_function: Literal['softmax', 'sigmoid'] = 'softmax'
   # Whether similarities pass from device to device and never exist all at
@@ -47,12 +40,6 @@ class Contrastive:
         "loss_function='softmax' has no use for a bias: leave out "
         'model.initial_bias.'
       )
-
-  def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch of `size` pairs."""
-    return caption_tokens.batch_spec(
-      size, self.image_shape, self.model.text.length
-    )
 
   def init(self, key: Array) -> dict[str, Any]:
     """Returns freshly initialised variables."""
@@ -78,14 +65,9 @@ class Contrastive:
       train: whether to regularise, and to learn statistics of batch norm.
     """
     del step
-    others = [name for name in variables if name != 'params'] if train else []
-    (features, _), changed = self.model.apply(
-      variables,
-      batch['image'],
-      batch['text'],
-      train=train,
-      rngs={'dropout': key},
-      mutable=others,
+    inputs = batch['image'], batch['text']
+    features, changed = image_text.learn(
+      self.model, variables, *inputs, key=key, train=train
     )
     loss, metrics = self.loss_of_features(variables['params'], features, batch)
     return loss, metrics, changed
@@ -94,12 +76,9 @@ class Contrastive:
     self, variables: Mapping[str, Any], batch: Batch, key: Array
   ) -> Features:
     """Returns the features of a batch, or part of one, in training."""
-    features, _ = self.model.apply(
-      variables,
-      batch['image'],
-      batch['text'],
-      train=True,
-      rngs={'dropout': key},
+    inputs = batch['image'], batch['text']
+    features, _ = image_text.learn(
+      self.model, variables, *inputs, key=key, train=True
     )
     return features
 
@@ -170,12 +149,6 @@ class Contrastive:
       'similarity': jnp.diagonal(similarity),
     }
 
-  def intermediates(
-    self, variables: Mapping[str, Any], image: Array
-  ) -> dict[str, Any]:
-    """Returns what the image tower computes on the way, by name."""
-    return self.encode_image(variables, image)[1]
-
   def encode_image(
     self, variables: Mapping[str, Any], image: Array
   ) -> tuple[Array, dict[str, Any]]:
@@ -187,10 +160,6 @@ class Contrastive:
   ) -> tuple[Array, dict[str, Any]]:
     """Returns features [texts, width] of unit length, and intermediates."""
     return self.model.apply(variables, text, method='encode_text')
-
-  def tokens(self, texts: Sequence[str]) -> Any:
-    """Returns the tokens of texts, int32 [texts, length]."""
-    return self.tokenizer(texts)[0]
 
   def pictures(
     self, variables: Mapping[str, Any], batches: Iterable[Batch]

@@ -19,6 +19,10 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 
+# Of the similarity of vectors and codes, as the temperature of a softmax.
+_SOFTNESS = 0.1
+
+
 def logit_laplace(image: Array, statistics: Array) -> Array:
   """Returns the negative log-likelihood of each value (appendix A.3).
 
@@ -70,7 +74,9 @@ class DiscreteVae:
   decoder can tell codes apart: no other is ever tried again. What holds
   against it is the weight of the KL divergence to the uniform prior, which
   keeps the choice open (arXiv:2102.12092, footnote 4), and a temperature that
-  falls slowly. `perplexity` and `codes_used` show it.
+  falls slowly. With quantization='vector' it is `evenness`, which draws codes
+  that nothing has chosen to where vectors are. `perplexity` and `codes_used`
+  show it.
   """
 
   reads: ClassVar[str] = 'images'
@@ -94,6 +100,8 @@ class DiscreteVae:
   deviation: float = 0.5
   # Of quantization='vector': how much the encoder stays near its choice.
   commitment: float = 0.25
+  # Of quantization='vector': how much all codes are to be chosen alike.
+  evenness: float = 0.1
 
   def __post_init__(self):
     for name in ('temperature', 'kl_weight'):
@@ -105,8 +113,11 @@ class DiscreteVae:
       )
     if not self.deviation > 0:
       raise ValueError(f'deviation is {self.deviation}, expected more than 0.')
-    if not self.commitment >= 0:
-      raise ValueError(f'commitment is {self.commitment}, expected 0 or more.')
+    for name in ('commitment', 'evenness'):
+      if not getattr(self, name) >= 0:
+        raise ValueError(
+          f'{name} is {getattr(self, name)}, expected 0 or more.'
+        )
 
   def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of `size` examples."""
@@ -179,7 +190,21 @@ class DiscreteVae:
     stop = jax.lax.stop_gradient
     to_code = jnp.square(vectors - stop(chosen)).sum(-1).mean()
     to_vector = jnp.square(stop(vectors) - chosen).sum(-1).mean()
-    return to_vector + self.commitment * to_code
+    uneven = self._unevenness(out['logits'])
+    return to_vector + self.commitment * to_code + self.evenness * uneven
+
+  def _unevenness(self, similarity: Array) -> Array:
+    """Returns how far codes are from being chosen alike by a batch, in nats.
+
+    The entropy of the mean choice, as in arXiv:2310.05737, where it is made
+    soft so that codes that nothing has chosen are drawn to vectors too.
+
+    Args:
+      similarity: of vectors to codes, -1..1, [..., codes].
+    """
+    shares = jax.nn.softmax(similarity / _SOFTNESS)
+    shares = shares.reshape(-1, shares.shape[-1]).mean(0)
+    return jax.scipy.special.xlogy(shares, shares).sum() + jnp.log(len(shares))
 
   def _usage(self, codes: Array, weight: Array) -> dict[str, Array]:
     """Returns how many codes a batch uses.

@@ -38,8 +38,10 @@ class TextToImage:
   # where they stay.
   frozen: Any
   # The workdir of a run of task discrete_vae, or its released parameters; ''
-  # where batches have `codes` instead of images.
+  # for none, which takes batches of codes and draws nothing.
   image_codes: str = ''
+  # Whether training batches have `codes` in place of `image`.
+  reads_codes: bool = False
   # Of the text in the loss; the image has the rest.
   text_weight: float = 1 / 8
   # Whether the padding after a text is learned, which the paper leaves open:
@@ -95,10 +97,11 @@ class TextToImage:
     spec = caption_tokens.batch_spec(
       size, self.image_shape, self.model.text_length
     )
-    if self.frozen is None:
+    if self.frozen is None or self.reads_codes:
       shape = (size, self.model.image_length)
-      spec['codes'] = jax.ShapeDtypeStruct(shape, jnp.int32)
       del spec['image']
+      codes = jax.ShapeDtypeStruct(shape, jnp.int32)
+      return {'codes': codes, **spec}
     return spec
 
   def init(self, key: Array) -> dict[str, Any]:
@@ -136,8 +139,8 @@ class TextToImage:
     Returns:
       [batch, text], [batch, image], and bool [batch, image].
     """
-    params = {'params': variables['params']}
-    (of_text, of_image), _ = self.model.apply(params, text, codes, **options)
+    own = {name: variables[name] for name in variables if name != 'frozen'}
+    (of_text, of_image), _ = self.model.apply(own, text, codes, **options)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     return (
       cross_entropy(of_text, self.model.text_labels(text)),

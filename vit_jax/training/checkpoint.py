@@ -24,7 +24,9 @@ from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 # A metric whose last word is one of these is better when it is lower.
-LOWER_IS_BETTER = ('loss', 'error', 'perplexity', 'fid', 'distance')
+LOWER_IS_BETTER = (
+  'loss', 'error', 'perplexity', 'fid', 'distance', 'divergence', 'rank',
+)  # fmt: skip
 
 _NAMES_SHOWN = 20
 _logger = logging.getLogger(__name__)

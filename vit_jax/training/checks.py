@@ -12,6 +12,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from vit_jax.config import ConfigError, amount, did_you_mean
+from vit_jax.models import gradient_scale
 from vit_jax.training import mesh as mesh_lib
 
 _COUNT = ('1 or more', lambda x: x >= 1)
@@ -32,6 +33,7 @@ _RANGES = {
   'optimizer.b2': _SHARE,
   'optimizer.b2_cap': _SHARE,
   'optimizer.clip_norm': _NOT_NEGATIVE,
+  'optimizer.compression_rank': _NOT_NEGATIVE,
   'optimizer.decay_exponent': _POSITIVE,
   'optimizer.epsilon': _POSITIVE,
   'optimizer.learning_rate': _POSITIVE,
@@ -108,6 +110,33 @@ def check_accumulation(config: Any, task: Any, variables: Any) -> None:
     )
 
 
+def check_compression(config: Any, task: Any, variables: Any) -> None:
+  """Raises ConfigError if replicas cannot compute gradients by themselves."""
+  if not config.optimizer.compression_rank:
+    return
+  why = ''
+  if hasattr(task, 'loss_of_features'):
+    why = f'the loss of {config.task.name} compares all examples of a batch'
+  elif 'batch_stats' in variables:
+    why = 'the model has batch norm, whose statistics are those of a batch'
+  if why:
+    raise ConfigError(
+      'config.optimizer.compression_rank is '
+      f'{config.optimizer.compression_rank}, but {why}, of which replicas see '
+      'only parts. Use 0, which sends whole gradients.'
+    )
+
+
+def check_precision(config: Any, variables: Any) -> None:
+  """Raises ConfigError if float16 would lose gradients."""
+  if config.precision.compute == 'float16' and not gradient_scale.of(variables):
+    raise ConfigError(
+      f"config.precision.compute is 'float16', but {config.model.name} does "
+      "not scale its gradients, of which most would be lost: use 'bfloat16', "
+      "or the model 'dalle'."
+    )
+
+
 def check_views(config: Any, batch: Iterable[str]) -> None:
   """Raises ConfigError for a second view that the task does not look at."""
   for name in ('train', 'test'):
@@ -118,9 +147,14 @@ def check_views(config: Any, batch: Iterable[str]) -> None:
       )
 
 
-def check_best(best: str, metrics: Iterable[str]) -> None:
-  """Raises ConfigError if `config.checkpoint.best` is never measured."""
-  known = [f'test/{name}' for name in metrics]
+def check_best(best: str, known: Iterable[str]) -> None:
+  """Raises ConfigError if `config.checkpoint.best` is never measured.
+
+  Args:
+    best: a figure such as 'test/accuracy', '' for none.
+    known: figures that evaluation gives.
+  """
+  known = list(known)
   if best and best not in known:
     raise ConfigError(
       f'config.checkpoint.best is {best!r}, which evaluation does not measure.'

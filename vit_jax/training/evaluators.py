@@ -1,14 +1,57 @@
 """What a run scores beside its task's own metrics, by its configuration."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from vit_jax.config import ConfigError
-from vit_jax.evaluation import prompts, retrieval, zero_shot
+from vit_jax.data import sources
+from vit_jax.evaluation import few_shot, prompts, retrieval, zero_shot
 from vit_jax.training import few_shot_inputs, inputs, records, scoring
 
 # Of variables and of what batches are passed through, which may end them.
 Evaluator = Callable[[Any, Callable], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotInputs:
+  """Data of `config.eval.zero_shot`.
+
+  Attributes:
+    source: what is classified.
+    prompts: by what, in the order of its classes.
+  """
+
+  source: sources.Source
+  prompts: prompts.Prompts
+
+
+def open_zero_shot(
+  config: Any, image_shape: tuple[int, int, int]
+) -> ZeroShotInputs:
+  """Opens what zero-shot evaluation reads.
+
+  Args:
+    config: complete.
+    image_shape: that the model takes: height, width, channels.
+
+  Raises:
+    ConfigError: the data or the prompts are not there, do not fit each other,
+      or images are not as the model needs them.
+  """
+  asked, where = config.eval.zero_shot, 'config.eval.zero_shot'
+  source = records.open_source(asked.source, asked.split, (), where)
+  transform = records.open_preprocess(config, 'test')
+  records.check_shape(source, transform, image_shape, where)
+  try:
+    if asked.prompts:
+      named = prompts.ordered(prompts.load(asked.prompts), source.class_names)
+    else:
+      templates = config.data.text.templates or ('{}',)
+      named = prompts.from_names(source.class_names, templates)
+  except ConfigError as error:
+    raise ConfigError(f'{where}.prompts: {error}') from error
+  return ZeroShotInputs(source, named)
 
 
 def make(run: Any, say: inputs.Say) -> list[Evaluator]:
@@ -22,13 +65,32 @@ def make(run: Any, say: inputs.Say) -> list[Evaluator]:
     ConfigError: it cannot be measured.
   """
   made = []
-  if few_shot := few_shot_inputs.make_figures(run, say):
-    made.append(few_shot)
+  if few_shot_figures := few_shot_inputs.make_figures(run, say):
+    made.append(few_shot_figures)
   if run.config.eval.retrieval != 'off':
     made.append(_retrieval(run, say))
-  if run.config.eval.zero_shot.source:
+  if run.zero_shot:
     made.append(_zero_shot(run, say))
   return made
+
+
+def names(run: Any) -> list[str]:
+  """Returns what the evaluators of a run call their figures.
+
+  Results of nothing are asked for their names. How far a figure spreads, and
+  what has been chosen for it, are no figures of the model.
+  """
+  asked, figures = run.config.eval, {}
+  if asked.few_shot.shots:
+    nothing = [few_shot.Result(k, 0.0, (0.0,)) for k in asked.few_shot.shots]
+    figures |= few_shot.figures(nothing, with_l2=False)
+  if asked.retrieval != 'off':
+    figures |= retrieval.figures(retrieval.chance([0], [0]))
+  if asked.zero_shot.source:
+    # Where the data is not here, it may have any number of classes.
+    classes = len(run.zero_shot.prompts.names) if run.zero_shot else 1000
+    figures |= zero_shot.figures(zero_shot.Result(0.0, 0.0, 0.0, 0, classes))
+  return [*figures]
 
 
 def check(run: Any) -> None:
@@ -59,18 +121,11 @@ def _retrieval(run: Any, say: inputs.Say) -> Evaluator:
 
 
 def _zero_shot(run: Any, say: inputs.Say) -> Evaluator:
-  asked = run.config.eval.zero_shot
-  source = records.open_source(
-    asked.source, asked.split, (), 'config.eval.zero_shot'
-  )
-  if asked.prompts:
-    named = prompts.ordered(prompts.load(asked.prompts), source.class_names)
-  else:
-    templates = run.config.data.text.templates or ('{}',)
-    named = prompts.from_names(source.class_names, templates)
+  data = run.zero_shot
 
   def figures(variables: Any, through: Callable) -> dict[str, float]:
     scorer = scoring.Scorer(run.task, run.config, run.mesh, say, through)
-    return zero_shot.figures(scorer.zero_shot(variables, source, named))
+    found = scorer.zero_shot(variables, data.source, data.prompts)
+    return zero_shot.figures(found)
 
   return figures

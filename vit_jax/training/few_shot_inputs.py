@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vit_jax.config import ConfigError
-from vit_jax.data import pipeline, preprocess, sources
+from vit_jax.data import preprocess, sources
 from vit_jax.evaluation import few_shot
 from vit_jax.training import inputs as inputs_lib
 from vit_jax.training import records
@@ -58,7 +57,8 @@ def open_few_shot(
   else:
     transform = records.open_preprocess(config, 'test')
   for name in source:
-    _check_shape(name, source[name], transform, image_shape)
+    where = f'config.eval.few_shot, {name}'
+    records.check_shape(source[name], transform, image_shape, where)
   return FewShotInputs(source['train'], source['test'], transform)
 
 
@@ -76,25 +76,6 @@ def _open(
     () if settings.source else config.data.classes,
     f'config.eval.few_shot, {name}',
   )
-
-
-def _check_shape(
-  name: str,
-  source: sources.Source,
-  transform: preprocess.Preprocess,
-  expected: tuple[int, int, int],
-) -> None:
-  """Raises ConfigError if images are not such as the model takes."""
-  where = f'config.eval.few_shot: preprocess {transform.text!r}'
-  try:
-    shape = tuple(pipeline.example_shape(source, transform))
-  except ValueError as error:
-    raise ConfigError(f'{where} fails: {error}.') from error
-  if shape != tuple(expected):
-    raise ConfigError(
-      f'{where} makes {shape} (height, width, channels) of {name} images, but '
-      f'the model takes {tuple(expected)}. Resize them to that.'
-    )
 
 
 def make_figures(

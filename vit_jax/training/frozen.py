@@ -6,14 +6,17 @@ its checkpoints, so that whoever reads those does not need the other run.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from vit_jax import config as config_lib
-from vit_jax.config import ConfigError
-from vit_jax.training import build, saved, schema
+from vit_jax.config import ConfigError, fields_of
+from vit_jax.training import build, rules, saved, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Frozen:
   task: Any
   variables: Any
   meta: Mapping[str, Any]
+
+  @property
+  def identity(self) -> str:
+    """A hash of model and variables; '' where no hash was kept."""
+    return self.meta.get('identity', '')
 
 
 def load(config: Any) -> Frozen | None:
@@ -47,15 +55,37 @@ def load(config: Any) -> Frozen | None:
     raise ConfigError(f'config.task.{key}: {error}') from error
   # Not what it has learned with itself.
   others = {name: x for name, x in found.others.items() if name != 'frozen'}
+  variables = {'params': found.params, **others}
   meta = {
     'config': found.config.to_dict(),
     **found.known.meta(),
     'frozen': found.teacher,
+    'identity': _identity(found.config.model.to_dict(), variables),
   }
   task = build.make_task(
     found.config, found.known, frozen=of_meta(found.teacher)
   )
-  return Frozen(task, {'params': found.params, **others}, meta)
+  return Frozen(task, variables, meta)
+
+
+def _identity(model: Mapping[str, Any], variables: Any) -> str:
+  """Returns a hash of a model: of its numbers and its variables.
+
+  Numbers that are the defaults do not count, so that it stays the same when
+  models learn more options.
+  """
+  defaults = fields_of(schema.MODELS[model['name']])
+  own = {
+    name: value
+    for name, value in model.items()
+    if name not in defaults or value != defaults[name].default
+  }
+  digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+  for path, leaf in sorted(rules.by_path(variables).items()):
+    array = np.ascontiguousarray(leaf)
+    digest.update(f'{path} {array.dtype} {array.shape}'.encode())
+    digest.update(array.view(np.uint8))
+  return digest.hexdigest()
 
 
 def of_meta(meta: Mapping[str, Any] | None) -> Frozen | None:

@@ -92,7 +92,9 @@ def initial_state(run: Run) -> tuple[State, Origin | None]:
   if not init.path:
     return run.init(), None
   try:
-    found = saved.read(epath.Path(init.path), grid=init.grid or None)
+    found = saved.read(
+      epath.Path(init.path), grid=init.grid or None, told=saved.told(init)
+    )
   except ConfigError as error:
     raise ConfigError(f'config.init: {error}') from error
   origin = Origin(init.path, found.step)

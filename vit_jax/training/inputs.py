@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from vit_jax.config import ConfigError
 from vit_jax.data import captions, pipeline, sources, tfds_source, unique_order
+from vit_jax.training import image_codes, records, texts
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import records, texts
 from vit_jax.training.build import Known
 
 Batch = dict[str, jax.Array]
@@ -36,6 +36,7 @@ class Inputs:
     preprocess: of both.
     order: of training records; None shuffles all of them.
     planned: whether this is only what `config.data.expected` says.
+    codes: whether training reads codes of images, not images.
     names: arrays of a training batch that the task takes.
   """
 
@@ -45,6 +46,7 @@ class Inputs:
   preprocess: Mapping[str, Callable]
   order: unique_order.UniqueOrder | None = None
   planned: bool = False
+  codes: bool = False
   names: tuple[str, ...] = ()
 
 
@@ -176,6 +178,7 @@ def open_inputs(config: Any, planned: bool = False) -> Inputs:
     source,
     transforms,
     texts.order(source['train'], config) if reads == 'captions' else None,
+    codes=image_codes.about(config, 'train') is not None,
   )
   _check_expected(config, inputs)
   return inputs
@@ -188,7 +191,7 @@ def _check_used(config: Any, reads: str) -> None:
       f'config.data.classes chooses labels, but {config.task.name} reads '
       "captions. Use a condition: '... where FIELD=VALUE'."
     )
-  for key in ('tokenizer', 'unique'):
+  for key in ('tokenizer', 'bpe_dropout', 'unique'):
     if reads != 'captions' and config.data.text[key]:
       raise ConfigError(
         f'config.data.text.{key} is set, but {config.task.name} reads no '

@@ -21,6 +21,15 @@ from vit_jax.training import records, trained
 _BATCH = 64
 
 
+def check_tokenizer(model: trained.Trained) -> None:
+  """Raises ConfigError for a released model that nobody can write to."""
+  if model.task.tokenizer is None:
+    raise ConfigError(
+      'The checkpoint has no tokenizer: name its file of merges by '
+      '--config.data.text.tokenizer=FILE.'
+    )
+
+
 class Matcher:
   """A model of images and texts, ready to compare them."""
 
@@ -35,11 +44,7 @@ class Matcher:
         f'A {model.config.model.name} trained for {model.config.task.name} '
         'knows no texts. Give a model of images and texts, such as a CLIP.'
       )
-    if model.task.tokenizer is None:
-      raise ConfigError(
-        'The checkpoint has no tokenizer: name its file of merges by '
-        '--config.data.text.tokenizer=FILE.'
-      )
+    check_tokenizer(model)
     self.model = model
     self._prepare = records.open_preprocess(model.config, 'test')
     self._texts = pair_features.make_encode_texts(

@@ -1,6 +1,7 @@
 """What a training step needs of a device's memory, from shapes alone."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -75,12 +76,6 @@ def measure(config: ConfigDict, devices: Sequence[Any], task: Any) -> Needs:
   params = variables['params']
   optimizer_lib.check(config.optimizer, params)
   optimizer = optimizer_lib.make(config.optimizer, lambda step: 1.0, params)
-  average = config.optimizer.average > 0
-  state = jax.eval_shape(
-    lambda variables, key: state_lib.create(variables, optimizer, key, average),
-    variables,
-    key,
-  )
   once, twice = (_kept(task, one, variables, key, size) for size in (1, 2))
   most = len(devices) // config.mesh.tensor
   whole, gradients = {}, {}
@@ -88,6 +83,16 @@ def measure(config: ConfigDict, devices: Sequence[Any], task: Any) -> Needs:
     split = {**config.mesh.to_dict(), 'data': -1, 'fsdp': size}
     settings = mesh_lib.Settings(**split)
     mesh = mesh_lib.make(settings, devices)
+    exchange = optimizer_lib.make_exchange(
+      config.optimizer, mesh.shape['data'], lambda start: 0
+    )
+    create = functools.partial(
+      state_lib.create,
+      tx=optimizer,
+      average=config.optimizer.average > 0,
+      exchange=exchange,
+    )
+    state = jax.eval_shape(create, variables, key=key)
     places = mesh_lib.state_sharding(state, settings, mesh)
     whole[size] = _bytes_per_device(state, places)
     gradients[size] = _bytes_per_device(state.params, places.params)

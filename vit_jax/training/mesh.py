@@ -141,7 +141,8 @@ def state_sharding(state: Any, settings: Any, mesh: Mesh) -> Any:
   Args:
     state: shapes of the state; `state.params` follows the rules, and so does
       whatever ends in the path of a parameter and has its shape (moments,
-      averages). Everything else is on every device.
+      averages), or that of one for each part of `data` in front. Everything
+      else is on every device.
     settings: the completed section `config.mesh`.
     mesh: of the run.
   """
@@ -161,8 +162,12 @@ def state_sharding(state: Any, settings: Any, mesh: Mesh) -> Any:
     parts = path.split('/')
     for start in range(len(parts)):
       name = '/'.join(parts[start:])
-      if name in splits and leaf.shape == params[name].shape:
+      if name not in splits:
+        continue
+      if leaf.shape == params[name].shape:
         return NamedSharding(mesh, splits[name])
+      if leaf.shape == (mesh.shape['data'], *params[name].shape):
+        return NamedSharding(mesh, PartitionSpec('data', *splits[name]))
     return NamedSharding(mesh, PartitionSpec())
 
   return rules.map_by_path(place, state)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from vit_jax.config import ConfigError
-from vit_jax.training import rules
+from vit_jax.config import ConfigError, Duration
+from vit_jax.training import powersgd, rules
 
 MomentDtype = Literal['float32', 'bfloat16']
 
@@ -44,6 +45,11 @@ class Settings:
   weight_decay_rules: tuple = (('.*/kernel', 1.0),)
   # Regular expressions of parameters that stay exactly as they are.
   freeze: tuple = ()
+  # Of the gradients of matrices as they are sent along mesh.data, where that
+  # leads over slow wires, see `vit_jax.training.powersgd`; 0 sends all of them.
+  compression_rank: int = 0
+  # Until then they are sent whole: at first they change too fast.
+  compression_start: Duration = '0steps'
 
 
 def adamw(
@@ -248,6 +254,28 @@ def trainable(settings: Any, params: Any) -> Any:
   freeze = tuple((pattern, False) for pattern in settings.freeze)
   return rules.map_by_path(
     lambda path, _: rules.first_match(freeze, path, True), params
+  )
+
+
+def make_exchange(
+  settings: Any, replicas: int, to_steps: Callable[[Duration], int]
+) -> optax.GradientTransformation | None:
+  """Returns what averages gradients over replicas in place of the compiler.
+
+  Args:
+    settings: the completed section `config.optimizer`.
+    replicas: into how many the devices are split along `data`.
+    to_steps: converts durations.
+
+  Returns:
+    None where the compiler does it.
+  """
+  if not settings.compression_rank:
+    return None
+  return powersgd.power_sgd(
+    rank=settings.compression_rank,
+    replicas=replicas,
+    start=to_steps(settings.compression_start),
   )
 
 

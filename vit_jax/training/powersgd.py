@@ -130,10 +130,10 @@ def power_sgd(
   return optax.GradientTransformation(init, update)
 
 
-def state_specs(state: State, axis: str = 'data') -> State:
-  """Returns how the state is split, for `jax.shard_map` and shardings."""
-  return jax.tree.map(lambda _: PartitionSpec(), state)._replace(
-    error=jax.tree.map(lambda _: PartitionSpec(axis), state.error)
+def state_specs(axis: str = 'data') -> State:
+  """Returns how each part of the state is split, for `jax.shard_map`."""
+  return State(
+    step=PartitionSpec(), error=PartitionSpec(axis), projection=PartitionSpec()
   )
 
 

@@ -4,8 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.config import ConfigError
-from vit_jax.data import captions, pairs, preprocess, sources, tokenizer, views
-from vit_jax.training import schema, texts
+from vit_jax.data import (
+  captions,
+  code_shards,
+  pairs,
+  pipeline,
+  preprocess,
+  sources,
+  tokenizer,
+  views,
+)
+from vit_jax.training import image_codes, schema, texts
 
 # What opening can find wrong: each becomes a ConfigError. TensorFlow Datasets
 # asserts that it knows the version.
@@ -31,7 +40,10 @@ def open_split(config: Any, name: str) -> Any:
       section.source, section.split, config.data.classes, where
     )
   source = texts.open_source(section, where)
-  return texts.filtered(source, config.data.text)
+  about = image_codes.about(config, name)
+  if about:
+    image_codes.check(config, name, about)
+  return texts.filtered(source, config.data.text, images=not about)
 
 
 def open_source(
@@ -56,7 +68,11 @@ def open_transform(
   """
   image = open_preprocess(config, name)
   if reads(config) == 'captions' and words is not None:
-    return pairs.PairPreprocess(image, words, config.data.text.templates)
+    if about := image_codes.about(config, name):
+      image = code_shards.ChooseCrop(image, about.image_shape)
+    text = config.data.text
+    dropout = text.bpe_dropout if name == 'train' else 0.0
+    return pairs.PairPreprocess(image, words, text.templates, dropout)
   second = config.data[name].second_view
   if reads(config) == 'views' or second:
     key = f'config.data.{name}.second_view'
@@ -103,3 +119,26 @@ def parse_preprocess(
       "'resize_small(256)|central_crop(224)|value_range(-1, 1)'."
     )
   return result
+
+
+def check_shape(
+  source: Any, transform: Callable, expected: tuple[int, ...], where: str
+) -> None:
+  """Raises ConfigError if images are not such as a model takes.
+
+  Args:
+    source: whose first readable record is looked at.
+    transform: how it is prepared; has the `text` that says so.
+    expected: height, width, channels.
+    where: the source stands, for messages.
+  """
+  where = f'{where}: preprocess {transform.text!r}'
+  try:
+    shape = tuple(pipeline.example_shape(source, transform))
+  except ValueError as error:
+    raise ConfigError(f'{where} fails: {error}.') from error
+  if shape != tuple(expected):
+    raise ConfigError(
+      f'{where} makes {shape} (height, width, channels), but the model takes '
+      f'{tuple(expected)}. Resize images to that.'
+    )

@@ -24,6 +24,7 @@ from vit_jax.training import (
   defaults,
   evaluators,
   few_shot_inputs,
+  image_codes,
 )
 from vit_jax.training import frozen as frozen_lib
 from vit_jax.training import inputs as inputs_lib
@@ -40,10 +41,12 @@ class Run:
 
   Attributes:
     config: complete and checked.
+    exchange: what averages gradients where they are compressed, or None.
     total_steps: length of the run.
     state: shapes of the training state, each with its sharding.
     train_step: jitted; from (state, batch) to (state, metrics).
     few_shot: data of `config.eval.few_shot`; None without.
+    zero_shot: data of `config.eval.zero_shot`; None without.
     chosen: what followed from the memory of the devices, to be printed; ''
       if nothing did.
   """
@@ -54,10 +57,12 @@ class Run:
   task: Any
   schedule: Callable
   optimizer: optax.GradientTransformation
+  exchange: optax.GradientTransformation | None
   total_steps: int
   state: state_lib.State
   train_step: Callable
   few_shot: few_shot_inputs.FewShotInputs | None = None
+  zero_shot: evaluators.ZeroShotInputs | None = None
   chosen: str = ''
 
   @property
@@ -82,12 +87,16 @@ class Run:
   def _create(self) -> state_lib.State:
     key = state_lib.random_key(self.config.seed)
     variables = self.task.init(jax.random.fold_in(key, 0xFFFFFFFF))
-    return _create_state(self.config, self.optimizer, variables, key)
+    return _create_state(
+      self.config, self.optimizer, self.exchange, variables, key
+    )
 
 
-def _create_state(config, optimizer, variables, key) -> state_lib.State:
+def _create_state(
+  config, optimizer, exchange, variables, key
+) -> state_lib.State:
   average = config.optimizer.average > 0
-  return state_lib.create(variables, optimizer, key, average)
+  return state_lib.create(variables, optimizer, key, average, exchange)
 
 
 def _to_steps(
@@ -117,10 +126,13 @@ def _schedule(
   return total, SCHEDULES[config.schedule.name](total, to_steps, **own)
 
 
-def _check_traces(run: Run) -> None:
+def _trace(run: Run) -> list[str]:
   """Traces what the run will call, which finds shapes that do not fit.
 
   The trace of a step is kept: the first call does not trace again.
+
+  Returns:
+    The names of the task's metrics.
   """
   try:
     with jax.set_mesh(run.mesh):
@@ -128,22 +140,26 @@ def _check_traces(run: Run) -> None:
       metrics = jax.eval_shape(run.task.metrics, run.state.evaluated, run.batch)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'config.model or config.task: {error}') from error
-  checks.check_best(run.config.checkpoint.best, metrics)
-  evaluators.check(run)
+  return [*metrics]
 
 
-def _with_few_shot(run: Run) -> Run:
-  """Returns the run with what few-shot evaluation reads, if it does any."""
-  settings = run.config.eval.few_shot
-  if not settings.shots or run.inputs.planned:
+def _with_evaluation(run: Run) -> Run:
+  """Returns the run with what it is evaluated on beside its test data."""
+  asked, shape = run.config.eval, run.inputs.known.image_shape
+  if run.inputs.planned:
     return run
-  opened = few_shot_inputs.open_few_shot(
-    run.config, settings, run.inputs.known.image_shape, run.inputs.source
-  )
-  features = few_shot.make_features(run.task, settings.feature)
-  with jax.set_mesh(run.mesh):
-    jax.eval_shape(features, run.state.evaluated, run.batch)
-  return dataclasses.replace(run, few_shot=opened)
+  if asked.few_shot.shots:
+    opened = few_shot_inputs.open_few_shot(
+      run.config, asked.few_shot, shape, run.inputs.source
+    )
+    features = few_shot.make_features(run.task, asked.few_shot.feature)
+    with jax.set_mesh(run.mesh):
+      jax.eval_shape(features, run.state.evaluated, run.batch)
+    run = dataclasses.replace(run, few_shot=opened)
+  if asked.zero_shot.source:
+    opened = evaluators.open_zero_shot(run.config, shape)
+    run = dataclasses.replace(run, zero_shot=opened)
+  return run
 
 
 def prepare(
@@ -169,11 +185,18 @@ def prepare(
   checks.check_batches(config, mesh_lib.make(config.mesh, devices))
   inputs = inputs_lib.open_inputs(config, planned)
   total, schedule = _schedule(config, inputs)
+  frozen = frozen_lib.load(config)
+  if not planned:
+    image_codes.check_readable(config, frozen)
+  if not inputs.planned:
+    for name in ('train', 'test'):
+      image_codes.check_same_vae(config, name, frozen)
   make_task = functools.partial(
     build.make_task,
     known=inputs.known,
     to_steps=_to_steps(config, inputs, total),
-    frozen=frozen_lib.load(config),
+    frozen=frozen,
+    reads_codes=inputs.codes,
   )
   config, chosen = defaults.settle(config, devices, make_task)
   mesh = mesh_lib.make(config.mesh, devices)
@@ -182,12 +205,19 @@ def prepare(
   key = jax.eval_shape(lambda: state_lib.random_key(config.seed))
   variables = build.abstract_variables(task, mesh, key)
   checks.check_accumulation(config, task, variables)
+  checks.check_compression(config, task, variables)
+  checks.check_precision(config, variables)
   checks.check_views(config, inputs.names)
   params = variables['params']
   optimizer_lib.check(config.optimizer, params)
   optimizer = optimizer_lib.make(config.optimizer, schedule, params)
+  exchange = optimizer_lib.make_exchange(
+    config.optimizer, mesh.shape['data'], _to_steps(config, inputs, total)
+  )
   shapes = jax.eval_shape(
-    functools.partial(_create_state, config, optimizer), variables, key
+    functools.partial(_create_state, config, optimizer, exchange),
+    variables,
+    key,
   )
   sharding = mesh_lib.state_sharding(shapes, config.mesh, mesh)
   state = jax.tree.map(
@@ -198,7 +228,7 @@ def prepare(
     sharding,
   )
   train_step = jax.jit(
-    step_lib.make_train_step(task, optimizer, config.optimizer),
+    step_lib.make_train_step(task, optimizer, config.optimizer, exchange),
     donate_argnums=0,
     in_shardings=(sharding, mesh_lib.batch_sharding(mesh)),
     out_shardings=(sharding, None),
@@ -210,10 +240,15 @@ def prepare(
     task,
     schedule,
     optimizer,
+    exchange,
     total,
     state,
     train_step,
     chosen=chosen,
   )
-  _check_traces(run)
-  return _with_few_shot(run)
+  metrics = _trace(run)
+  evaluators.check(run)
+  run = _with_evaluation(run)
+  known = [*(f'test/{name}' for name in metrics), *evaluators.names(run)]
+  checks.check_best(config.checkpoint.best, known)
+  return run

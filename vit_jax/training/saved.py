@@ -54,6 +54,17 @@ class Saved:
   teacher: Mapping[str, Any] | None = None
 
 
+def told(given: Any) -> dict[str, Any]:
+  """Returns what is said of a released CLIP that its tensors do not tell.
+
+  Args:
+    given: has the names of `released.TOLD`, '' or None where nothing is said:
+      options of a command, or `config.init`.
+  """
+  said = {name: getattr(given, name) for name in released.TOLD}
+  return {name: x for name, x in said.items() if x not in (None, '')}
+
+
 def read(
   path: pathlib.Path,
   step: str | None = None,
@@ -79,6 +90,11 @@ def read(
   """
   if path.is_file() or any(path.glob('*.safetensors')):
     return _of_released(path, step, overrides, grid, told or {})
+  if told:
+    raise ConfigError(
+      f'{", ".join(told)} cannot be told of {path}: a run knows its own. Leave '
+      'it out.'
+    )
   return _of_run(path, step, overrides)
 
 

@@ -52,7 +52,8 @@ TASKS = {
 class Split:
   """`config.data.train` and `config.data.test`."""
 
-  # Where records come from: 'digits', 'idx:DIR', 'folder:DIR', 'tfds:NAME'.
+  # Where records come from: 'digits', 'idx:DIR', 'folder:DIR', 'tfds:NAME', or
+  # one of `vit_jax.data.captions`.
   source: str
   # Which of them, such as 'train[:99%]' or 'train+validation'.
   split: str
@@ -76,6 +77,8 @@ class Text:
   # Texts with {} where a caption goes, of which training takes any and
   # evaluation the first; () for captions as they are.
   templates: tuple = ()
+  # Chance of each merge of the tokenizer to be left out in training.
+  bpe_dropout: float = 0.0
   # Whether a caption comes once a batch at most.
   unique: bool = False
   # Least and largest number of characters.
@@ -106,8 +109,9 @@ class Expected:
 class Precision:
   """`config.precision`; parameters and their updates are always float32."""
 
-  # Of activations and matrix products.
-  compute: Literal['float32', 'bfloat16'] = 'float32'
+  # Of activations and matrix products; float16 with a scale for the gradients
+  # of each residual branch, see `vit_jax.models.gradient_scale`.
+  compute: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   # Of attention weights; bfloat16 saves a quarter of a ViT's memory.
   softmax: Literal['float32', 'bfloat16'] = 'float32'
 
@@ -150,6 +154,11 @@ class Init:
   into: str = ''
   # Rows and columns of its position embeddings, where it does not tell.
   grid: tuple = ()
+  # What the tensors of a released CLIP do not tell: its activation, and how
+  # many heads its towers have where these are not of 64 channels.
+  activation: str = ''
+  image_heads: int | None = None
+  text_heads: int | None = None
   # How position embeddings are made to fit other rows and columns: as the
   # released fine-tuning code does, or as image resizing does.
   resize: Literal['align_corners', 'half_pixel'] = 'align_corners'
@@ -159,6 +168,7 @@ class Init:
 _TO_MODELS = ('num_classes', 'dtype', 'softmax_dtype', 'parent')
 _TO_TASKS = (
   'model', 'class_names', 'image_shape', 'tokenizer', 'to_steps', 'frozen',
+  'reads_codes',
 )  # fmt: skip
 
 

@@ -5,9 +5,11 @@ devices.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -82,12 +84,44 @@ class Scorer:
   def _batch_size(self) -> int:
     return self.config.eval.batch_size or self.config.batch_size
 
+  def classification(
+    self,
+    variables: Any,
+    source: Any,
+    transform: Callable | None = None,
+    among: Sequence[int] | None = None,
+  ) -> zero_shot.Result:
+    """Scores classification by a model that has learned the classes.
+
+    Args:
+      variables: of the model.
+      source: of labels.
+      transform: of images; that of `config.data.test` by default.
+      among: classes to choose from; all by default.
+    """
+    transform = transform or records.open_preprocess(self.config, 'test')
+
+    def log_likelihoods(variables: Any, image: jax.Array) -> jax.Array:
+      chances = self.task.predict(variables, image)
+      return jnp.log(jnp.maximum(chances, jnp.finfo(chances.dtype).tiny))
+
+    found = few_shot.collect(
+      few_shot.of_batches(log_likelihoods),
+      variables,
+      self.batches(source, transform),
+    )
+    real = found['mask'] > 0
+    return zero_shot.evaluate_scores(
+      found['features'][real], found['label'][real], among
+    )
+
   def zero_shot(
     self,
     variables: Any,
     source: Any,
     named: prompts.Prompts,
     transform: Callable | None = None,
+    among: Sequence[int] | None = None,
   ) -> zero_shot.Result:
     """Scores classification by the names of classes.
 
@@ -95,20 +129,23 @@ class Scorer:
       variables: of the model.
       source: of labels.
       named: names and templates, in the order of the source's classes.
-      transform: of images; that of `config.data.test` by default.
+      transform: see `classification`.
+      among: see `classification`.
     """
     transform = transform or records.open_preprocess(self.config, 'test')
     batches = self.batches(source, transform)
     found = pair_features.images(self.task, variables, batches)
     if hasattr(self.task, 'encode_text'):
+      classes = self.classifier(variables, named)
       return zero_shot.evaluate(
-        found['features'], found['label'], self.classifier(variables, named)
+        found['features'], found['label'], classes, among
       )
     texts = [x for label in range(len(named.names)) for x in named.texts(label)]
     scores = pair_features.scores(
       self.task, variables, found['features'], texts, self._batch_size
     )
-    return zero_shot.evaluate_scores(named, scores, found['label'])
+    classes = zero_shot.scores_of_classes(named, scores)
+    return zero_shot.evaluate_scores(classes, found['label'], among)
 
   def classifier(self, variables: Any, named: prompts.Prompts) -> np.ndarray:
     """Returns a unit vector for each class, [classes, width]."""

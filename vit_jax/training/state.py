@@ -20,6 +20,8 @@ class State:
     optimizer: the state of the optimizer.
     average: moving average of the parameters, or None.
     key: data of the run's random key; every step folds its number into it.
+    exchange: what replicas have not told each other yet, see
+      `vit_jax.training.powersgd`; None where gradients are not compressed.
   """
 
   step: jax.Array
@@ -28,6 +30,7 @@ class State:
   optimizer: Any
   average: Any
   key: jax.Array
+  exchange: Any = None
 
   @property
   def evaluated(self) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def create(
   tx: optax.GradientTransformation,
   key: jax.Array,
   average: bool,
+  exchange: optax.GradientTransformation | None = None,
 ) -> State:
   """Returns the state before the first step, from what a task starts with."""
   others = dict(variables)
@@ -68,4 +72,5 @@ def create(
     optimizer=tx.init(params),
     average=jax.tree.map(jnp.copy, params) if average else None,
     key=jax.random.key_data(key),
+    exchange=exchange and exchange.init(params),
   )

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from vit_jax.models.vit import count_parameters
-from vit_jax.training import flops, metrics, progress, rules
+from vit_jax.training import flops, metrics, progress, rules, texts
 from vit_jax.training import optimizer as optimizer_lib
 
 
@@ -72,8 +72,11 @@ def of_plan(run: Any) -> Group:
     + (f', {classes:,} classes' if classes else '')
     + (' (as expected; not opened)' if data.planned else ''),
   )
-  shape = ' x '.join(map(str, run.batch['image'].shape))
-  what.add_row('batch', f'{shape} {run.batch["image"].dtype}')
+  if left_out := texts.left_out(data.source['train']):
+    what.add_row('left out', left_out)
+  shown = next(iter(run.batch.values()))
+  shape = ' x '.join(map(str, shown.shape))
+  what.add_row('batch', f'{shape} {shown.dtype}')
   if optimizer.accumulate > 1:
     what.add_row('accumulation', f'{optimizer.accumulate} micro-batches')
   what.add_row('length', f'{total:,} steps = {epochs:,.4g} epochs')

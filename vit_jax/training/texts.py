@@ -29,13 +29,22 @@ def open_source(section: Any, where: str) -> captions.CaptionSource:
     raise ConfigError(f'{where}: {error}') from error
 
 
-def filtered(source: captions.CaptionSource, text: Any) -> Any:
+def filtered(
+  source: captions.CaptionSource, text: Any, images: bool = True
+) -> Any:
   """Leaves out the records that `config.data.text` refuses.
+
+  Args:
+    source: to choose from.
+    text: `config.data.text`.
+    images: whether records have images, or else codes of those that passed.
 
   Raises:
     ConfigError: a rule is malformed, no record passes, or there is no end.
   """
-  keys = ('characters', 'latin', 'without', 'aspect')
+  keys = ('characters', 'latin', 'without')
+  if images:
+    keys = (*keys, 'aspect')
   try:
     rules = caption_filter.Rules(**{key: text[key] for key in keys})
     if rules == caption_filter.Rules():
@@ -44,6 +53,12 @@ def filtered(source: captions.CaptionSource, text: Any) -> Any:
     return caption_filter.FilteredSource(source, rules)
   except ValueError as error:
     raise ConfigError(f'config.data.text: {error}') from error
+
+
+def left_out(source: Any) -> str:
+  """Returns how many records were left out and why, in words; '' if none."""
+  dropped = getattr(source, 'dropped', {})
+  return ', '.join(f'{count:,} {reason}' for reason, count in dropped.items())
 
 
 def order(

@@ -77,6 +77,13 @@ def load(
   )
 
 
+def fresh_variables(model: Trained) -> Any:
+  """Returns variables of a model as they are before training."""
+  key = state_lib.random_key(model.config.seed)
+  with jax.set_mesh(model.mesh):
+    return jax.jit(model.task.init)(key)
+
+
 def _make_mesh(settings: Any, overrides: Sequence[str]) -> Mesh:
   """Arranges the devices as in training, or all along `data` if they do
   not fit; they have to where that was asked for."""
