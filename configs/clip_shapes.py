@@ -39,10 +39,12 @@ def get_config(objects: str = '1') -> ConfigDict:
       mlp_dim=384,
     ),
   )  # fmt: skip
-  source = f'shapes:pixels=32,objects={objects}'
+  source = f'shapes:pixels=48,objects={objects}'
+  # Small enough for minutes; so pictures of any size can be asked about.
+  preprocess = 'resize(32)|value_range(-1, 1)'
   config.data = dict(
-    train=dict(source=source, split='train', preprocess='value_range(-1, 1)'),
-    test=dict(source=source, split='test', preprocess='value_range(-1, 1)'),
+    train=dict(source=source, split='train', preprocess=preprocess),
+    test=dict(source=source, split='test', preprocess=preprocess),
   )
   config.batch_size = 128
   config.total = '1500steps'

@@ -11,13 +11,17 @@ codes follow what things look like from the start; the weight of the KL
 divergence begins high and falls, so that no code is sure before the decoder
 tells codes apart; and the temperature falls more slowly than it. With the
 released initialisation, white at 0.9 and the paper's weight from 0, one to
-seven codes are left after 300 steps.
+seven codes are left after 300 steps. Some 90 of the 256 codes are used: larger
+vocabularies and higher weights did not change that at 32 pixels.
 
-Expected: size, colour, shape and place are all read back from 93 % of the
-reconstructions of 256 scenes like those of training, and from 88 % of the 144
-test scenes, whose pairs of colour and shape are never trained on (one run,
-seed 0, cut off at 90 % of its steps; by the nearest of all drawings).
-Cost: 0.05 GFLOP an image in training; 0.045 seconds of one core a step.
+Of 48 pixels, places lie alike on the grid of codes, so that few codes say much.
+At 32 pixels they do not, and four fifths of the test scenes came back right.
+
+Expected: size, colour, shape and place are all read back from 99.6 % of the
+reconstructions of 256 scenes like those of training, and from 98.6 % of the 144
+test scenes, whose pairs of colour and shape are never trained on (one run, seed
+0).
+Cost: 0.2 GFLOP an image in training; 14 minutes of one core.
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# Most of the time of a test is spent compiling: half of it is for speed that
+# no test needs.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+)
 # Before any device is asked for.
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)

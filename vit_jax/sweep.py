@@ -36,7 +36,7 @@ from vit_jax.training import (
   summary,
   whole_files,
 )
-from vit_jax.training.checkpoint import LOWER_IS_BETTER
+from vit_jax.training.checkpoint import lower_is_better
 
 _FINISHED = 'finished'
 # The first of these that a run has measured is shown.
@@ -220,7 +220,7 @@ def _result(workdir: pathlib.Path, metric: str) -> dict[str, Any]:
 
 def _sign(metric: str) -> int:
   """Returns 1 where lower is better, else -1."""
-  return 1 if metric.endswith(LOWER_IS_BETTER) else -1
+  return 1 if lower_is_better(metric) else -1
 
 
 def _chosen_metric(

@@ -132,14 +132,6 @@ def test_whole_gradients_until_the_start():
     )
 
 
-def test_other_numbers_of_replicas_keep_the_mean_error():
-  _, _, state = run(1, rank=1)
-  fewer = powersgd.for_replicas(state, 2)
-  for path, error in state.error.items():
-    assert fewer.error[path].shape == (2, *error.shape[1:])
-    np.testing.assert_allclose(fewer.error[path].mean(0), error.mean(0))
-
-
 def test_impossible_numbers_are_refused():
   with pytest.raises(ValueError, match='rank is 0 and replicas 8'):
     powersgd.power_sgd(rank=0, replicas=8)

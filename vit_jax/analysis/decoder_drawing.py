@@ -46,7 +46,7 @@ def words(
     maps: of the words of each, [words, rows, columns]; dark up to 1, and as
       bright as it can be at the largest of a text.
   """
-  rows = [-(-len(text) // _COLUMNS) for text in texts]
+  rows = [max(1, -(-len(text) // _COLUMNS)) for text in texts]
   tall = pixels[0].shape[0] / pixels[0].shape[1]
   side = drawing.WIDTH / (1 + _COLUMNS)
   figure = drawing.new_figure(sum(rows) * (tall * side + _LINE))
@@ -58,13 +58,14 @@ def words(
     axes = panels[first, 0]
     axes.set_axis_on()
     drawing.show_image(axes, image)
-    above = np.maximum(of_words - 1, 0)
-    brightest = max(above.max(), 1e-9)
-    shown = drawing.overlaid(np.stack([image] * len(text)), above, brightest)
-    free = panels[first : first + number, 1:].ravel()
-    for axes, word, heat in zip(free, text, shown):
-      axes.imshow(heat)
-      axes.set_title(text_drawing.cut(word, _LETTERS), pad=2, fontsize=9)
+    if len(text):
+      above = np.maximum(of_words - 1, 0)
+      brightest = max(above.max(), 1e-9)
+      shown = drawing.overlaid(np.stack([image] * len(text)), above, brightest)
+      free = panels[first : first + number, 1:].ravel()
+      for axes, word, heat in zip(free, text, shown):
+        axes.imshow(heat)
+        axes.set_title(text_drawing.cut(word, _LETTERS), pad=2, fontsize=9)
     first += number
   return figure
 

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import pathlib
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,17 +102,7 @@ def is_whole(folder: pathlib.Path, number: int, about: About) -> bool:
     found = About.of_json(shard['about'])
   except (OSError, ValueError, KeyError, TypeError):
     return False
-  if found != about:
-    other = [
-      f'{field.name} was {getattr(found, field.name)!r} and is '
-      f'{getattr(about, field.name)!r}'
-      for field in dataclasses.fields(About)
-      if getattr(found, field.name) != getattr(about, field.name)
-    ]
-    raise ValueError(
-      f'{folder} holds other codes: {"; ".join(other)}. Name another folder, '
-      'or delete this one'
-    )
+  _check_same(folder, found, about)
   return not damage(folder, number, shard)
 
 
@@ -142,7 +133,7 @@ def write_shard(
   folder.mkdir(parents=True, exist_ok=True)
   for name, array in arrays.items():
     path = path_of(folder, number, name)
-    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
+    temporary = _temporary(path)
     with temporary.open('wb') as file:
       np.save(file, array, allow_pickle=False)
     os.replace(temporary, path)
@@ -161,13 +152,16 @@ def finish(folder: pathlib.Path, about: About) -> int:
 
   Returns:
     How many are still missing.
+
+  Raises:
+    ValueError: If others have written shards about something else.
   """
   paths = [path_of(folder, number) for number in range(about.shards)]
   missing = sum(not path.exists() for path in paths)
   if not missing:
     shards = [json.loads(path.read_text()) for path in paths]
     for shard in shards:
-      del shard['about']
+      _check_same(folder, About.of_json(shard.pop('about')), about)
     index = dict(about=dataclasses.asdict(about), shards=shards)
     _write_json(folder / _INDEX, index)
   return missing
@@ -217,10 +211,30 @@ def load(path: pathlib.Path) -> np.ndarray:
   return array.view(np.ndarray)
 
 
+def _check_same(folder: pathlib.Path, found: About, about: About) -> None:
+  """Raises ValueError with what differs if shards are not about the same."""
+  other = [
+    f'{field.name} was {getattr(found, field.name)!r} and is '
+    f'{getattr(about, field.name)!r}'
+    for field in dataclasses.fields(About)
+    if getattr(found, field.name) != getattr(about, field.name)
+  ]
+  if other:
+    raise ValueError(
+      f'{folder} holds other codes: {"; ".join(other)}. Name another folder, '
+      'or delete this one'
+    )
+
+
 def _write_json(path: pathlib.Path, content: Any) -> None:
-  temporary = path.with_suffix(f'.{os.getpid()}.tmp')
+  temporary = _temporary(path)
   temporary.write_text(json.dumps(content, indent=1) + '\n')
   os.replace(temporary, path)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+  """Returns a name that no process has, of other machines neither."""
+  return path.with_suffix(f'.{uuid.uuid4().hex}.tmp')
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -266,12 +266,7 @@ class ViT(nn.Module):
     if corrupt:
       x = corrupt(x)
     if self.pooling == 'token':
-      init = nn.initializers.zeros
-      if self.kernel_init == 'scaled':
-        init = nn.initializers.normal(width**-0.5)
-      token = self.param('class_token', init, (1, 1, width))
-      token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))
-      x = jnp.concatenate([token, x], axis=1)
+      x = self._with_class_token(x)
     add_position = self._position(grid)
     if add_position and self.position_at == 'stem':
       x = x + add_position()(x).astype(x.dtype)
@@ -286,28 +281,7 @@ class ViT(nn.Module):
       out['normed'] = x = norm(x)
     x = layers.Dropout(self.dropout, not train)(x)
 
-    x, out['blocks'] = transformer.Transformer(
-      depth=sizes['depth'],
-      num_heads=sizes['num_heads'],
-      mlp_dim=sizes['mlp_dim'],
-      activation=self.activation,
-      norm_epsilon=self.norm_epsilon,
-      dropout=self.dropout,
-      attention_dropout=self.attention_dropout,
-      stochastic_depth=self.stochastic_depth,
-      position=add_position if self.position_at != 'stem' else None,
-      relative=self.position == 'relative',
-      shared_position=self.position_at == 'shared',
-      kernel_init=self.kernel_init,
-      # Offsets of relative positions go with all queries or none.
-      first=int(self.pooling == 'token' and self.position != 'relative'),
-      scan=self.scan,
-      remat=self.remat,
-      deterministic=not train,
-      dtype=self.dtype,
-      softmax_dtype=self.softmax_dtype,
-      name='encoder',
-    )(x)
+    x, out['blocks'] = self._encode(x, sizes, add_position, train)
     out['encoded'] = x
     out['pooled'] = x = self._pool(out['blocks'].pop('first', x), sizes)
 
@@ -345,6 +319,47 @@ class ViT(nn.Module):
       dtype=self.dtype,
       name='backbone',
     )(image)
+
+  def _with_class_token(self, x: Array) -> Array:
+    """Puts the class token before the patches."""
+    batch, _, width = x.shape
+    init = nn.initializers.zeros
+    if self.kernel_init == 'scaled':
+      init = nn.initializers.normal(width**-0.5)
+    token = self.param('class_token', init, (1, 1, width))
+    token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))
+    return jnp.concatenate([token, x], axis=1)
+
+  def _encode(
+    self,
+    x: Array,
+    sizes: dict[str, Any],
+    add_position: Callable[[], nn.Module] | None,
+    train: bool,
+  ) -> tuple[Array, dict[str, Any]]:
+    """Runs the transformer; returns what its blocks leave as well."""
+    return transformer.Transformer(
+      depth=sizes['depth'],
+      num_heads=sizes['num_heads'],
+      mlp_dim=sizes['mlp_dim'],
+      activation=self.activation,
+      norm_epsilon=self.norm_epsilon,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
+      stochastic_depth=self.stochastic_depth,
+      position=add_position if self.position_at != 'stem' else None,
+      relative=self.position == 'relative',
+      shared_position=self.position_at == 'shared',
+      kernel_init=self.kernel_init,
+      # Offsets of relative positions go with all queries or none.
+      first=int(self.pooling == 'token' and self.position != 'relative'),
+      scan=self.scan,
+      remat=self.remat,
+      deterministic=not train,
+      dtype=self.dtype,
+      softmax_dtype=self.softmax_dtype,
+      name='encoder',
+    )(x)
 
   def _pool(self, x: Array, sizes: dict[str, int]) -> Array:
     """Maps the encoded tokens to one vector, where there is pooling."""

@@ -23,9 +23,10 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-# A metric whose last word is one of these is better when it is lower.
-LOWER_IS_BETTER = (
+# Last words of metrics that are better when they are lower.
+_LOWER_IS_BETTER = (
   'loss', 'error', 'perplexity', 'fid', 'distance', 'divergence', 'rank',
+  'negative_log_likelihood',
 )  # fmt: skip
 
 _NAMES_SHOWN = 20
@@ -34,6 +35,12 @@ _logger = logging.getLogger(__name__)
 
 class CheckpointError(OSError):
   """What is on disk cannot be used, or cannot be written; says what to do."""
+
+
+def lower_is_better(metric: str) -> bool:
+  """Returns whether a metric is better when it is lower, by its last words."""
+  words = '|'.join(_LOWER_IS_BETTER)
+  return bool(re.search(f'(?<![a-z])({words})$', metric.lower()))
 
 
 class Checkpoints:
@@ -46,7 +53,7 @@ class Checkpoints:
     directory: where the folders are; made by the first save.
     keep: how many of the newest checkpoints stay, at least 1.
     best: metric such as 'test/accuracy' whose best checkpoint stays too, ''
-      for none. Higher is better, except as `LOWER_IS_BETTER` says.
+      for none. Higher is better, except as `lower_is_better` says.
   """
 
   def __init__(self, directory, keep: int = 1, best: str = ''):
@@ -239,8 +246,7 @@ class Checkpoints:
     _logger.warning(message, step, self._directory, reason)
 
   def _best_of(self, steps) -> int | None:
-    last_word = re.split(r'[^a-z]+', self._best_metric.lower())[-1]
-    sign = -1 if last_word in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(self._best_metric) else 1
     scores = {}
     for step in steps if self._best_metric else ():
       record, reason = _tried(_read_record, self._directory / str(step), step)

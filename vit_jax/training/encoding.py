@@ -138,7 +138,10 @@ class Encoder:
       rows, codes = self._shard(number, broken)
       code_files.write_shard(folder, number, self.about, codes, rows, broken)
       say(number, len(rows), len(broken))
-    return code_files.finish(folder, self.about)
+    try:
+      return code_files.finish(folder, self.about)
+    except ValueError as error:
+      raise ConfigError(f'{error}.') from error
 
   def _shard(
     self, number: int, broken: dict[str, str]

@@ -64,7 +64,10 @@ def check(config: Any, name: str, found: code_files.About) -> None:
 
 
 def check_readable(config: Any, frozen: Any) -> None:
-  """Raises ConfigError for images without what makes codes of them.
+  """Raises ConfigError for data that needs a discrete VAE where there is none.
+
+  Images do, to make codes of them. Codes do not, but those of training and
+  test data have to mean the same.
 
   Args:
     config: complete.
@@ -72,13 +75,19 @@ def check_readable(config: Any, frozen: Any) -> None:
   """
   if config.task.name != 'text_to_image' or frozen:
     return
-  for name in ('train', 'test'):
-    if not about(config, name):
+  found = {name: about(config, name) for name in ('train', 'test')}
+  for name, codes in found.items():
+    if not codes:
       raise ConfigError(
         f'config.data.{name}.source {config.data[name].source!r} has images, '
         'but config.task.image_codes is empty: name the workdir of a discrete '
         'VAE.'
       )
+  if found['train'].vae != found['test'].vae:
+    raise ConfigError(
+      'config.data.test.source has codes of another discrete VAE than '
+      'config.data.train.source: encode the images of one of them again.'
+    )
 
 
 def check_same_vae(config: Any, name: str, frozen: Any) -> None:

@@ -87,6 +87,7 @@ def _planned(config: Any, transforms: Mapping) -> Inputs:
     {'train': None, 'test': None},
     transforms,
     planned=True,
+    codes=config.data.train.source.startswith('codes:'),
   )
 
 

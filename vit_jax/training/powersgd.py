@@ -137,16 +137,6 @@ def state_specs(axis: str = 'data') -> State:
   )
 
 
-def for_replicas(state: State, replicas: int) -> State:
-  """Returns a state for another number of replicas: each has the mean error."""
-
-  def one(error):
-    mean = error.mean(0, keepdims=True)
-    return jnp.broadcast_to(mean, (replicas, *error.shape[1:]))
-
-  return state._replace(error=jax.tree.map(one, state.error))
-
-
 def _low_rank(matrix: Array, projection: Array, mean: Callable) -> Array:
   """Returns the mean over replicas of a matrix, of the rank of `projection`.
 

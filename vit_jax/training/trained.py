@@ -78,10 +78,15 @@ def load(
 
 
 def fresh_variables(model: Trained) -> Any:
-  """Returns variables of a model as they are before training."""
+  """Returns variables of a model as they are before training.
+
+  Those of a model that it has learned with stay as they are.
+  """
   key = state_lib.random_key(model.config.seed)
   with jax.set_mesh(model.mesh):
-    return jax.jit(model.task.init)(key)
+    fresh = jax.jit(model.task.init)(key)
+  kept = {name: x for name, x in model.variables.items() if name == 'frozen'}
+  return {**fresh, **kept}
 
 
 def _make_mesh(settings: Any, overrides: Sequence[str]) -> Mesh:
