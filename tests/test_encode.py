@@ -3,11 +3,13 @@
 import dataclasses
 import io
 import itertools
+import json
 import re
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from vit_jax import config as config_lib
@@ -225,12 +227,52 @@ def test_codes_that_do_not_fit_are_refused(
     ),
     (['--config.task.image_codes='], 'names no discrete VAE'),
     (['--config.data.train.source=codes:codes'], 'no codes at codes'),
+    (
+      ['--config.data.train.split=train[:500]', '--shard=1'],
+      '500 shards, and each takes three open files.*use 2 or more',
+    ),
   ],
 )
 def test_what_cannot_be_encoded_is_refused(run, tmp_path, arguments, message):
   with pytest.raises(ConfigError, match=message):
     run(*arguments)
   assert not (tmp_path / 'codes').exists()
+
+
+def broken_images(folder):
+  """Writes four captions of images, one of which cannot be read."""
+  folder.mkdir()
+  for number in range(4):
+    Image.new('RGB', (16, 16), (60 * number, 0, 0)).save(
+      folder / f'{number}.png'
+    )
+  (folder / '2.png').write_bytes(b'no image')
+  rows = [{'file': f'{n}.png', 'text': f'number {n}'} for n in range(4)]
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (folder / 'captions.jsonl').write_text(text)
+  return (
+    '--only=train',
+    f'--config.data.train.source=captions:{folder}',
+    '--config.data.train.split=all',
+  )
+
+
+def test_no_more_records_may_be_broken_than_the_run_allows(run, tmp_path):
+  options = broken_images(tmp_path / 'images')
+  with pytest.raises(ConfigError, match='1 of the 4 records of shard 0'):
+    run(*options)
+  said = run(*options, '--config.data.max_broken=0.25')
+  assert '3 records, 1 cannot be read' in said
+
+
+def test_parts_of_other_codes_are_not_put_together(run, tmp_path):
+  run('--only=test', '--shard=5', '--part=0/2')
+  # As if it had been written at the same time as the first.
+  run('--only=test', '--shard=5', '--part=1/2', '--config.seed=1', out='other')
+  for path in (tmp_path / 'other' / 'test').glob('*1*'):
+    path.rename(tmp_path / 'codes' / 'test' / path.name)
+  with pytest.raises(ConfigError, match='seed'):
+    run('--only=test', '--shard=5', '--part=0/2')
 
 
 def test_images_need_a_discrete_vae(run, tmp_path):

@@ -30,6 +30,8 @@ from vit_jax.training import frozen, processes, schema
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training.encoding import Encoder
 
+_WEEK = 7 * 24 * 3600
+
 
 def main(arguments: Sequence[str], console: Console) -> None:
   """Writes what is missing, and prints what is there."""
@@ -59,7 +61,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
     '--part', type=_part, metavar='I/N', help="one of N; by default, a host's"
   )
   known, overrides = command_line.split(options, arguments)
-  processes.start()
+  # A host whose shards are written waits for those that still encode.
+  processes.start(patience=_WEEK)
   settings = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
   teacher = None
   if settings.task.name == 'text_to_image':

@@ -157,7 +157,9 @@ def test_usage_is_of_the_examples_that_count():
   codes = jnp.array([[[0, 0]], [[0, 1]], [[2, 3]]])
   usage = task._usage(codes, jnp.array([1.0, 1.0, 0.0]))
   entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
-  np.testing.assert_allclose(usage['perplexity'], np.exp(entropy), atol=1e-5)
+  np.testing.assert_allclose(
+    usage['perplexity_of_codes'], np.exp(entropy), atol=1e-5
+  )
   np.testing.assert_allclose(usage['codes_used'], 0.5, atol=1e-6)
 
 

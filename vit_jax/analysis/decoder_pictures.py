@@ -123,15 +123,19 @@ def attention_heads(model: trained.Trained, pairs: Pairs) -> Answer:
   module = model.task.model
   length = 1 + module.text_length
   places = [_stands_out(x, module.grid) for x in pairs.pixels]
-  weights = probe.apply(
-    model,
-    pairs.inputs,
-    lambda found: jnp.stack(probe.attention_layers(found), 1)[
-      ..., length - 1 : -1, :
-    ],
-  )
+
+  def of_place(number, place):
+    # All places of a large model would be gigabytes.
+    return probe.apply(
+      model,
+      pairs.inputs[number : number + 1],
+      lambda found: jnp.stack(
+        [x[:, :, length - 1 + place] for x in probe.attention_layers(found)], 1
+      ),
+    )
+
   # [pairs, layers, heads, tokens]
-  weights = np.stack([x[..., place, :] for x, place in zip(weights, places)])
+  weights = np.concatenate([of_place(*one) for one in enumerate(places)])
   image = weights[..., length:].reshape(*weights.shape[:3], *module.grid)
   seen = np.stack(
     [sparse_attention.visible(x) for x in module.layer_patterns()]

@@ -233,7 +233,7 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-  """Returns a name that no process has, of other machines neither."""
+  """Returns a name that no other process uses, on any machine."""
   return path.with_suffix(f'.{uuid.uuid4().hex}.tmp')
 
 

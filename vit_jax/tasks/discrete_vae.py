@@ -75,8 +75,8 @@ class DiscreteVae:
   against it is the weight of the KL divergence to the uniform prior, which
   keeps the choice open (arXiv:2102.12092, footnote 4), and a temperature that
   falls slowly. With quantization='vector' it is `evenness`, which draws codes
-  that nothing has chosen to where vectors are. `perplexity` and `codes_used`
-  show it.
+  that nothing has chosen to where vectors are. `perplexity_of_codes` and
+  `codes_used` show it.
   """
 
   reads: ClassVar[str] = 'images'
@@ -214,15 +214,17 @@ class DiscreteVae:
       weight: [batch], 0 for examples that do not count.
 
     Returns:
-      `perplexity`, and `codes_used`: a share of the vocabulary.
+      `perplexity_of_codes`, and `codes_used`: a share of the vocabulary. Of a
+      batch that comes in parts, means of those of the parts.
     """
     size = self.model.vocabulary_size
     weight = jnp.broadcast_to(weight[:, None, None], codes.shape)
     counts = jnp.bincount(codes.ravel(), weight.ravel(), length=size)
     shares = counts / jnp.maximum(counts.sum(), 1)
     return {
-      'perplexity': perplexity(shares), 'codes_used': (counts > 0).mean()
-    }  # fmt: skip
+      'perplexity_of_codes': perplexity(shares),
+      'codes_used': (counts > 0).mean(),
+    }
 
   def metrics(
     self, variables: Mapping[str, Any], batch: Batch
@@ -231,7 +233,8 @@ class DiscreteVae:
 
     All of it is of the most probable codes. `loss` is the negative evidence
     lower bound for each value in nats, whatever `kl_weight` is; errors are of
-    pixels from 0 to 1. `perplexity` and `codes_used` are those of the batch.
+    pixels from 0 to 1. `perplexity_of_codes` and `codes_used` are those of
+    the batch.
     """
     image = batch['image']
     statistics, out = self.model.apply(variables, image)

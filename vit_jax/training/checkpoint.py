@@ -432,7 +432,9 @@ def _check_tree(saved: dict, wanted: dict, folder) -> None:
     f'missing in it:{_lines(missing)}\n'
     f'unexpected in it:{_lines(unexpected)}\n'
     f'of another dtype or shape:{_lines(other)}\n'
-    'Use the config that the run was started with, or another directory.'
+    'Use the config that the run was started with (with '
+    'optimizer.compression_rank the same number of devices along mesh.data, '
+    'too), or another directory.'
   )
 
 

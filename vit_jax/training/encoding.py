@@ -19,6 +19,8 @@ from vit_jax.training import mesh as mesh_lib
 
 # More records than this are drawn as they are needed.
 _MAX_RECORDS = 10**9
+# Each takes three open files, of which a process may often have 1,024.
+_MAX_SHARDS = 300
 
 # Is told the number of a shard, and how many records it has and lacks.
 Say = Callable[[int, int, int], None]
@@ -58,7 +60,7 @@ class Encoder:
 
     Raises:
       ConfigError: the data is not there, has no images or not such as the
-        discrete VAE reads, or crops would all be the same.
+        discrete VAE reads, crops would all be the same, or shards too many.
     """
     section = config.data[name]
     if image_codes.about(config, name):
@@ -102,6 +104,13 @@ class Encoder:
       shard_records=shard_records
       or code_files.shard_records(len(self._source)),
     )
+    if self.about.shards > _MAX_SHARDS:
+      raise ConfigError(
+        f'--shard={shard_records} makes {self.about.shards:,} shards, and each '
+        'takes three open files when it is read: use '
+        f'{-(-self.about.records // _MAX_SHARDS):,} or more.'
+      )
+    self._max_broken = config.data.max_broken
     self._randomness = batching.Randomness(config.seed)
     everywhere = NamedSharding(mesh, PartitionSpec())
     self._variables = jax.device_put(frozen.variables, everywhere)
@@ -123,7 +132,7 @@ class Encoder:
       the split readable.
 
     Raises:
-      ConfigError: the folder has other codes.
+      ConfigError: the folder has other codes, or too many records are broken.
     """
     try:
       missing = [
@@ -136,12 +145,25 @@ class Encoder:
     for number in missing:
       broken: dict[str, str] = {}
       rows, codes = self._shard(number, broken)
+      self._check_broken(number, len(rows) + len(broken), broken)
       code_files.write_shard(folder, number, self.about, codes, rows, broken)
       say(number, len(rows), len(broken))
     try:
       return code_files.finish(folder, self.about)
     except ValueError as error:
       raise ConfigError(f'{error}.') from error
+
+  def _check_broken(
+    self, number: int, count: int, broken: dict[str, str]
+  ) -> None:
+    """Raises ConfigError if more records are broken than may be."""
+    if len(broken) > self._max_broken * count:
+      name, reason = next(iter(broken.items()))
+      raise ConfigError(
+        f'{len(broken):,} of the {count:,} records of shard {number} cannot be '
+        f'read, more than config.data.max_broken={self._max_broken} allows. '
+        f'{name}: {reason}'
+      )
 
   def _shard(
     self, number: int, broken: dict[str, str]

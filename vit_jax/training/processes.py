@@ -25,12 +25,15 @@ _BEHIND = 2
 _VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_PROCESS_COUNT', 'JAX_PROCESS_ID')
 
 
-def start() -> None:
+def start(patience: int = 300) -> None:
   """Joins the other processes of this run, if there are any.
 
   On a Cloud TPU VM and under Slurm they are found without being told.
   Elsewhere the environment names them: JAX_COORDINATOR_ADDRESS (host:port of
   the first process), JAX_PROCESS_COUNT and JAX_PROCESS_ID (from 0).
+
+  Args:
+    patience: seconds that a process that is done waits for the others.
 
   Raises:
     ConfigError: the environment names them only in part.
@@ -51,9 +54,13 @@ def start() -> None:
       int(count),
       int(index),
       heartbeat_timeout_seconds=_SILENCE_SECONDS,
+      shutdown_timeout_seconds=patience,
     )
   elif _on_tpu_vm() or int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
-    jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE_SECONDS)
+    jax.distributed.initialize(
+      heartbeat_timeout_seconds=_SILENCE_SECONDS,
+      shutdown_timeout_seconds=patience,
+    )
 
 
 def _on_tpu_vm() -> bool:

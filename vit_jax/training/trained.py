@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax.config import ConfigError
+from vit_jax.models import gradient_scale
 from vit_jax.training import build, rules, saved
 from vit_jax.training import frozen as frozen_lib
 from vit_jax.training import mesh as mesh_lib
@@ -120,12 +121,16 @@ def _place(variables: Mapping, settings: Any, mesh: Mesh) -> Any:
 
 def _check_fit(variables: Mapping, task: Any, mesh: Mesh) -> None:
   """Raises ConfigError if the parameters are not those of the model."""
+  # A teacher comes from the checkpoint alone; scales are for training, and
+  # whether there are any depends on the precision, which may change.
+  apart = ('frozen', gradient_scale.COLLECTION)
+
+  def shapes(tree):
+    return rules.shapes_by_path({k: tree[k] for k in tree if k not in apart})
+
   key = jax.eval_shape(lambda: state_lib.random_key(0))
-  wrong = rules.misfits(
-    rules.shapes_by_path(build.abstract_variables(task, mesh, key)),
-    # A teacher comes from the checkpoint alone.
-    rules.shapes_by_path({k: v for k, v in variables.items() if k != 'frozen'}),
-  )
+  expected = build.abstract_variables(task, mesh, key)
+  wrong = rules.misfits(shapes(expected), shapes(variables))
   if wrong:
     raise ConfigError(
       'The parameters of the checkpoint do not fit the model of its '
