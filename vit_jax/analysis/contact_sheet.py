@@ -47,6 +47,10 @@ def draw(
     place = (
       left + (side - shown.width) // 2, upper + (side - shown.height) // 2
     )  # fmt: skip
+    # Pictures may be white, as the sheet is.
+    x, y = place
+    edge = (x - 1, y - 1, x + shown.width, y + shown.height)
+    pen.rectangle(edge, outline='lightgray')
     sheet.paste(shown, place)
     pen.text((left, upper + side + 1), _cut(label, font, side), 'black', font)
   return sheet
