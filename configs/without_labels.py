@@ -20,7 +20,7 @@ The features, by a linear classifier and by a few examples of each class:
   python -m vit_jax.few_shot --workdir=runs/byol --shots=25
 
 Expected: the table in the README, "Without labels".
-Cost: 2 to 11 minutes of one core a run.
+Cost: 4 to 19 minutes of one core a run, BYOL the most.
 """
 
 from ml_collections import ConfigDict
