@@ -201,7 +201,7 @@ def _zero_shot(
 ) -> Scores:
   _check_pairs(model, 'zero_shot')
   source, where = _labelled(model, known, 'test')
-  named = classifying.named(model, known.prompts, source.class_names)
+  named = classifying.named(model.config, known.prompts, source.class_names)
   found = scorer.zero_shot(model.variables, source, named)
   return zero_shot.figures(found), {'zero_shot_results': {where: found}}, where
 

@@ -88,7 +88,7 @@ def test_the_best_may_be_by_any_figure_that_is_measured(tmp_path):
   with jax.set_mesh(model.mesh):
     scorer = scoring.Scorer(model.task, model.config, model.mesh, print)
     source = records.open_source(LABELS, 'test[:40]', (), '')
-    named = classifying.named(model, None, source.class_names)
+    named = classifying.named(model.config, None, source.class_names)
     result = scorer.zero_shot(model.variables, source, named)
   assert result.examples == 40
   assert figures[best] == pytest.approx(result.top_1, abs=1e-6)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import imagenet_variants, prompts, zero_shot
@@ -9,12 +10,12 @@ from vit_jax.training import inputs, matching, records, scoring, trained
 
 
 def named(
-  model: trained.Trained, name: str | None, class_names: Sequence[str]
+  config: Any, name: str | None, class_names: Sequence[str]
 ) -> prompts.Prompts:
   """Returns what the classes of some data are called, and in what sentences.
 
   Args:
-    model: whose templates are used without a name.
+    config: complete; its templates are used without a name.
     name: see `prompts.load`; None for the names that the data gives.
     class_names: of the data, by label.
 
@@ -23,7 +24,7 @@ def named(
   """
   if name:
     return prompts.ordered(prompts.load(name), class_names)
-  templates = model.config.data.text.templates or ('{}',)
+  templates = config.data.text.templates or ('{}',)
   return prompts.from_names(class_names, templates)
 
 
@@ -49,7 +50,7 @@ def measure(
   """
   if hasattr(model.task, 'encode_image'):
     matching.check_tokenizer(model)
-    texts = named(model, prompts_name, class_names)
+    texts = named(model.config, prompts_name, class_names)
     return functools.partial(scorer.zero_shot, model.variables, named=texts)
   if not hasattr(model.task, 'predict'):
     raise ConfigError(

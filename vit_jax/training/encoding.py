@@ -28,6 +28,24 @@ Say = Callable[[int, int, int], None]
 Prepared = tuple[dict[str, Any], np.ndarray]
 
 
+def _open_images(config: Any, name: str) -> Any:
+  """Opens the source of a split; ConfigError for codes and endless ones."""
+  section = config.data[name]
+  if image_codes.about(config, name):
+    raise ConfigError(
+      f'config.data.{name}.source {section.source!r} has codes already: name '
+      'the source of the images.'
+    )
+  source = records.open_split(config, name)
+  if len(source) > _MAX_RECORDS:
+    raise ConfigError(
+      f'config.data.{name}.source has {len(source):,} records, which has no '
+      f"end: name a part, such as --config.data.{name}.split='"
+      f"{section.split}[:100000]'."
+    )
+  return source
+
+
 class Encoder:
   """Writes the codes of a split of images with captions.
 
@@ -63,18 +81,7 @@ class Encoder:
         discrete VAE reads, crops would all be the same, or shards too many.
     """
     section = config.data[name]
-    if image_codes.about(config, name):
-      raise ConfigError(
-        f'config.data.{name}.source {section.source!r} has codes already: name '
-        'the source of the images.'
-      )
-    self._source = records.open_split(config, name)
-    if len(self._source) > _MAX_RECORDS:
-      raise ConfigError(
-        f'config.data.{name}.source has {len(self._source):,} records, which '
-        f"has no end: name a part, such as --config.data.{name}.split='"
-        f"{section.split}[:100000]'."
-      )
+    self._source = _open_images(config, name)
     self.left_out = texts.left_out(self._source)
     self._prepare = records.open_preprocess(config, name)
     if crops > 1 and self._prepare.deterministic:

@@ -7,7 +7,13 @@ from typing import Any
 from vit_jax.config import ConfigError
 from vit_jax.data import sources
 from vit_jax.evaluation import few_shot, prompts, retrieval, zero_shot
-from vit_jax.training import few_shot_inputs, inputs, records, scoring
+from vit_jax.training import (
+  classifying,
+  few_shot_inputs,
+  inputs,
+  records,
+  scoring,
+)
 
 # Of variables and of what batches are passed through, which may end them.
 Evaluator = Callable[[Any, Callable], dict[str, float]]
@@ -44,11 +50,7 @@ def open_zero_shot(
   transform = records.open_preprocess(config, 'test')
   records.check_shape(source, transform, image_shape, where)
   try:
-    if asked.prompts:
-      named = prompts.ordered(prompts.load(asked.prompts), source.class_names)
-    else:
-      templates = config.data.text.templates or ('{}',)
-      named = prompts.from_names(source.class_names, templates)
+    named = classifying.named(config, asked.prompts, source.class_names)
   except ConfigError as error:
     raise ConfigError(f'{where}.prompts: {error}') from error
   return ZeroShotInputs(source, named)
