@@ -295,6 +295,8 @@ def test_filters_choose_by_fields():
   odd = FilteredSource(source, Rules(where=('style=odd', 'number!=3')))
   assert [odd.fields(i)['number'] for i in range(len(odd))] == [1, 5]
   assert odd.dropped == {'not style=odd': 3, 'not number!=3': 1}
+  some = FilteredSource(source, Rules(where=('style~^od', 'number!~[13]$')))
+  assert [some.fields(i)['number'] for i in range(len(some))] == [5]
   with pytest.raises(ValueError, match="row 0 has no field 'styl'.*style"):
     FilteredSource(source, Rules(where=('styl=odd',)))
   with pytest.raises(ValueError, match=r'none of 6 .*caption too short: 6'):
@@ -309,6 +311,7 @@ def test_filters_choose_by_fields():
     ({'aspect': 0.5}, 'aspect is 0.5'),
     ({'without': '('}, 'without is'),
     ({'where': ('style',)}, "has 'style', expected 'field=value'"),
+    ({'where': ('style~(',)}, r"has 'style~\(': missing \)"),
   ],
 )
 def test_impossible_rules_are_refused(rules, message):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vit_jax.data.caption_source import CaptionSource
 
-_CONDITION = re.compile(r'(\w+)(!?=)(.*)')
+_CONDITION = re.compile(r'(\w+)(!?)([=~])(.*)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Rules:
   without: str = ''
   # Largest ratio of the longer side of an image to the shorter one.
   aspect: float = float('inf')
-  # Conditions on other fields: 'style=noto', 'style!=noto'.
+  # Conditions on other fields: 'style=noto', 'style!=noto', and with a regular
+  # expression that is found in them or not, 'name~^cat', 'name!~^cat'.
   where: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -50,10 +51,7 @@ class Rules:
     except re.error as error:
       raise ValueError(f'without is {self.without!r}: {error}') from error
     for condition in self.where:
-      if not _CONDITION.fullmatch(condition):
-        raise ValueError(
-          f"where has {condition!r}, expected 'field=value' or 'field!=value'"
-        )
+      _check_condition(condition)
 
   def against_caption(self, caption: str) -> str | None:
     """Returns what is wrong with a caption; None if nothing is."""
@@ -160,10 +158,27 @@ class FilteredSource:
     self, condition: str, fields: Mapping[str, Any], index: int
   ) -> bool:
     """Returns whether a record meets a condition of `where`."""
-    field, operator, value = _CONDITION.fullmatch(condition).groups()
+    field, negated, operator, value = _CONDITION.fullmatch(condition).groups()
     if field not in fields:
       raise unknown_field(self._source, index, field, fields)
-    return (str(fields[field]) == value) == (operator == '=')
+    text = str(fields[field])
+    met = text == value if operator == '=' else bool(re.search(value, text))
+    return met != bool(negated)
+
+
+def _check_condition(condition: str) -> None:
+  """Raises ValueError if a condition of `where` is malformed."""
+  parts = _CONDITION.fullmatch(condition)
+  if not parts:
+    raise ValueError(
+      f"where has {condition!r}, expected 'field=value', 'field!=value', "
+      "'field~expression' or 'field!~expression'"
+    )
+  if parts[3] == '~':
+    try:
+      re.compile(parts[4])
+    except re.error as error:
+      raise ValueError(f'where has {condition!r}: {error}') from error
 
 
 def unknown_field(

@@ -9,8 +9,9 @@ A source is named by a spec:
   codes:DIR          codes of the images of another, see `code_shards`
 
 Only records with some values of their other fields are taken where a spec ends
-in conditions, such as ' where style!=noto, group=food'. Several specs are
-joined with ' + '.
+in conditions, such as ' where style!=noto, group=food'; '~' in place of '='
+finds a regular expression, which has no comma. Several specs are joined with
+' + '.
 """
 
 import bisect
