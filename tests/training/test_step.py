@@ -54,6 +54,7 @@ def plain(tiny):
 
 MESHES = [
   ('data', ['mesh.data=8'], 8),
+  ('optimizer', ['mesh.data=8', 'mesh.split_optimizer=true'], 8),
   ('fsdp', ['mesh.data=1', 'mesh.fsdp=8'], 8),
   ('tensor', ['mesh.data=1', 'mesh.tensor=4'], 4),
   ('all, scanned', ['mesh.fsdp=2', 'mesh.tensor=2', 'model.scan=true'], 8),
@@ -75,9 +76,9 @@ def test_every_mesh_computes_the_same(plain, name, overrides, devices):
     if any(leaf.sharding.spec)
   }
   kernels = [path for path in split if path.endswith('mlp/up/kernel')]
-  # Parameters and their moments, in every block; none with data alone.
+  # Parameters and their moments, in every block.
   blocks = 1 if scan else 2
-  assert len(kernels) == (0 if name == 'data' else 2 * blocks)
+  assert len(kernels) == blocks * {'data': 0, 'optimizer': 1}.get(name, 2)
   for path in kernels:
     assert split[path][0] is None if scan else True
 

@@ -125,6 +125,12 @@ def check_compression(config: Any, task: Any, variables: Any) -> None:
       f'{config.optimizer.compression_rank}, but {why}, of which replicas see '
       'only parts. Use 0, which sends whole gradients.'
     )
+  if config.mesh.split_optimizer:
+    raise ConfigError(
+      'config.mesh.split_optimizer=True scatters whole gradients over the mesh, '
+      'which config.optimizer.compression_rank is there to avoid: use one of '
+      'them.'
+    )
 
 
 def check_precision(config: Any, variables: Any) -> None:

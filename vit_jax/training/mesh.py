@@ -6,6 +6,7 @@ layer of MLPs. What `pmap` did is `data` alone, the default.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ RULES = (
   (r'.*mlp/down/kernel', 'tensor@-2 fsdp'),
   (r'.*', 'fsdp'),
 )
+# Parts of a state that only the optimizer reads.
+_OF_OPTIMIZER = ('optimizer', 'average')
 _WORD = rf'replicate|fsdp|({"|".join(AXES)})@-?[0-9]+'
 
 
@@ -47,6 +50,11 @@ class Settings:
   # None: as the memory of a device asks for, see `vit_jax.training.defaults`.
   fsdp: int | None = None
   tensor: int = 1
+  # Whether the optimizer's moments, and the average of the parameters, are
+  # split over `data` as well (ZeRO, stage 1: Rajbhandari et al.,
+  # arXiv:1910.02054). Costs a gather of the updates in each step; smaller
+  # parameters are left out as with `fsdp`.
+  split_optimizer: bool = False
   # (regular expression, split) pairs, tried before RULES of this file.
   rules: tuple = ()
   # Smaller parameters are not worth gathering: every device keeps them.
@@ -151,21 +159,25 @@ def state_sharding(state: Any, settings: Any, mesh: Mesh) -> Any:
   rules.check(own, params, 'config.mesh.rules')
   for _, how in own:
     _check_rule(how)
-  splits = {}
+  splits, of_optimizer = {}, {}
   for path, leaf in params.items():
     how = rules.first_match((*own, *RULES), path, 'replicate')
-    splits[path] = _split(
-      path, leaf.shape, how, mesh, settings.fsdp_minimum_mib
+    split = functools.partial(
+      _split, path, leaf.shape, mesh=mesh, smallest=settings.fsdp_minimum_mib
     )
+    splits[path] = split(how)
+    also = ' data' if settings.split_optimizer and 'data' not in how else ''
+    of_optimizer[path] = split(f'{how}{also}')
 
   def place(path, leaf):
     parts = path.split('/')
+    own = of_optimizer if parts[0] in _OF_OPTIMIZER else splits
     for start in range(len(parts)):
       name = '/'.join(parts[start:])
       if name not in splits:
         continue
       if leaf.shape == params[name].shape:
-        return NamedSharding(mesh, splits[name])
+        return NamedSharding(mesh, own[name])
       if leaf.shape == (mesh.shape['data'], *params[name].shape):
         return NamedSharding(mesh, PartitionSpec('data', *splits[name]))
     return NamedSharding(mesh, PartitionSpec())
