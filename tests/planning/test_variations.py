@@ -41,9 +41,9 @@ def resolved(*overrides):
 def planner(*overrides):
   """Returns what plans for 8 cores with 5.16 units of 3 GiB each.
 
-  A run's state is 2 units, or next to nothing where it is split; an image of a
-  micro-batch is one, of which rematerialisation keeps a part. To fill the
-  memory costs time.
+  A run's state is 2 units, or next to nothing where it is split, of which the
+  optimizer has one; an image of a micro-batch is one, of which
+  rematerialisation keeps a part. To fill the memory costs time.
   """
 
   def plan(topology, changes):
@@ -52,7 +52,8 @@ def planner(*overrides):
     accumulate = config.optimizer.accumulate or 1
     images = config.batch_size / 8 / accumulate
     kept = {'auto': 1, 'names': 0.5, 'full': 0.25}[config.model.remat]
-    needed = int((2 * (not split) + images * kept) * 3 * 2**30)
+    state = 0 if split else 2 - config.mesh.split_optimizer
+    needed = int((state + images * kept) * 3 * 2**30)
     fits = needed <= 15.48 * 2**30
     cycles = config.batch_size * (200 if needed > 14 * 2**30 else 100)
     return estimate.Plan(
@@ -89,6 +90,7 @@ def test_the_largest_is_found_to_a_sixteenth(capacity, start):
 @pytest.mark.parametrize(
   'batch_size,expected',
   [
+    (28, '--config.mesh.split_optimizer=True'),
     (40, '--config.model.remat=names'),
     # Names alone would fill the memory.
     (48, '--config.model.remat=full'),

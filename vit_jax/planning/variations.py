@@ -68,6 +68,9 @@ def remedies(config: Any, plan: Plan) -> Iterator[list[str]]:
     config: complete.
     plan: of this configuration; it does not fit.
   """
+  whole = not (config.mesh.split_optimizer or config.optimizer.compression_rank)
+  if whole and plan.mesh['data'] > 1:
+    yield ['--config.mesh.split_optimizer=True']
   remat = _with_remat(config.model, 'full')
   if remat:
     yield _with_remat(config.model, 'names')
