@@ -155,6 +155,8 @@ def test_a_study_collects_runs(x, lines, expected, runs, tmp_path):
     assert float(row['test/accuracy']) == int(depth) * int(share) / 1e3
     assert row['step'] == '2' and row['line'] in text
   assert (tmp_path / 'study.png').stat().st_size > 1_000
+  said = (tmp_path / 'study.txt').read_text()
+  assert 'Each dot is one run' in said and '4 runs' in said
 
 
 def test_compute_of_a_study_is_that_of_analyze_compute(runs, tmp_path):
@@ -231,3 +233,13 @@ def test_a_study_of_what_runs_do_not_have(runs):
 def test_help_names_every_question():
   text = call()
   assert all(f'  {what} ' in text for what in analyze.WHATS)
+
+
+def test_compute_of_a_model_without_images():
+  text = call('compute', '--config=configs/dalle.py:0.3b')
+  assert 'parameters' in text
+
+
+def test_words_and_numbers_are_all_words(runs, tmp_path):
+  points = study.collect(runs, 'config.mesh.fsdp', None, 'test/accuracy')
+  assert {point.x for point in points} <= {'1', 'None'}

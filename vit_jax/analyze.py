@@ -137,6 +137,7 @@ def _pictures(what: str, arguments: Sequence[str], console: Console) -> None:
     files = [
       _file(name, tower) for tower in QUESTIONS for name in QUESTIONS[tower]
     ]
+    files.append('study')
     _print(console, f'Written to {page.bind(known.out, files)}.')
 
 
@@ -242,12 +243,14 @@ def _study(arguments: Sequence[str], console: Console) -> None:
   _check_out(known.out)
   folder = pathlib.Path(command_line.required(known.workdir))
   points = study.collect(folder, known.x, known.lines, known.metric)
-  known.out.mkdir(parents=True, exist_ok=True)
   with matplotlib.rc_context(drawing.STYLE):
-    figure = study.draw(points, known.x, known.metric)
-    figure.savefig(known.out / 'study.png')
+    answer = study.answer(points, known.x, known.metric)
+    title = f'{known.metric} against {known.x}'
+    made_of = f'Made from {len(points):,} runs below {folder}.'
+    page.save(known.out, 'study', title, answer, made_of)
   study.write(known.out / 'study.csv', points, known.metric)
   console.print(study.show(points, known.x, known.metric))
+  _print(console, f'{answer.reading}\n')
   _print(console, f'Written to {known.out}: study.png and study.csv.')
 
 

@@ -169,9 +169,9 @@ def _side_by_side(
 def _batches(
   known: argparse.Namespace, overrides: Sequence[str], console: Console
 ) -> list:
-  resolved, plan_with = _planner(known.config, overrides, console)
+  _, plan_with = _planner(known.config, overrides, console)
   topology = _topology(known)
-  plans = variations.over_batches(resolved, topology, plan_with)
+  plans = variations.over_batches(topology, plan_with)
   most = max(plan.images for _, plan in plans if plan.result.fits)
   found = _side_by_side(f'{known.config} on {topology}', plans, console)
   console.print(
@@ -189,6 +189,8 @@ def _topologies(
   names = (known.topology or _TOPOLOGIES).split(',')
   plans, refused = variations.over_topologies(names, plan_with)
   found = _side_by_side(known.config, plans, console)
+  for _, plan in plans:
+    console.print(str(plan.topology), highlight=False)
   for message in refused:
     console.print(message, highlight=False, markup=False)
   return found
@@ -200,6 +202,7 @@ def _resolutions(
   resolved = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
   topology = _topology(known)
   run = run_lib.prepare(resolved, topologies.devices(topology), planned=True)
+  inference.check(run.task)
   found = inference.over_resolutions(
     run.task,
     topology,

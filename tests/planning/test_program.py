@@ -66,6 +66,30 @@ def test_bodies_count_as_often_as_they_run(read):
   assert read.loops == 1
 
 
+def test_the_longer_branch_counts():
+  branches = """
+%short (p: f32[8]) -> f32[8] {
+  ROOT %a = f32[8] negate(%p), backend_config={"estimated_cycles":"3"}
+}
+
+%long (p: f32[8]) -> f32[8] {
+  %b = f32[8] negate(%p), backend_config={"estimated_cycles":"20"}
+  ROOT %c = f32[8] all-reduce(%b), to_apply=%sum
+}
+
+ENTRY %main (p: f32[8], i: s32[]) -> f32[8] {
+  %p = f32[8] parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[8] conditional(%i, %p, %p), branch_computations={%short, %long}
+  ROOT %y = f32[8] conditional(%i, %x, %x), true_computation=%long, \
+false_computation=%short
+}
+"""
+  found = program.read(branches)
+  assert found.cycles == 40
+  assert found.collectives['all-reduce'].count == 2
+
+
 def test_collectives_by_kind_and_as_whole_arrays(read):
   assert read.collectives == {
     'all-reduce': program.Traffic(5, 5 * TILE),

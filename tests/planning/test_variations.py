@@ -123,15 +123,41 @@ def test_what_cannot_fit_says_so():
   with pytest.raises(config_lib.ConfigError, match='at any batch size'):
     variations.first_that_fits(config, never(V3, ()), never)
   with pytest.raises(config_lib.ConfigError, match='Not even a batch of 8'):
-    variations.over_batches(config, V3, never)
+    variations.over_batches(V3, never)
 
 
 def test_the_sweep_keeps_the_images_of_the_run():
-  plans = variations.over_batches(resolved(), V3, planner())
+  plans = variations.over_batches(V3, planner())
   by_size = {plan.images: plan for _, plan in plans}
   assert max(n for n, plan in by_size.items() if plan.result.fits) == 24
   assert by_size[128].steps == 100
   assert by_size[24].steps == 534  # The same 12,800 images.
+
+
+def test_the_sweep_keeps_the_parts_of_the_run():
+  asked = []
+
+  def plan_with(topology, changes):
+    asked.append([*changes])
+    # As if four parts had been chosen.
+    return planner('--config.optimizer.accumulate=4')(topology, changes)
+
+  plans = variations.over_batches(V3, plan_with)
+  assert all('--config.optimizer.accumulate=4' in each for each in asked[1:])
+  assert all(plan.images % 32 == 0 for _, plan in plans)
+
+
+def test_a_remedy_that_is_refused_is_left_out():
+  plan_with = planner('--config.batch_size=128')
+
+  def picky(topology, changes):
+    if any('accumulate' in change for change in changes):
+      raise config_lib.ConfigError('batch norm wants whole batches')
+    return plan_with(topology, changes)
+
+  config = resolved('--config.batch_size=128')
+  overrides, _ = variations.first_that_fits(config, picky(V3, ()), picky)
+  assert ' '.join(overrides) == f'{FSDP} --config.model.remat=full'
 
 
 def test_topologies_that_do_not_go_are_named():
@@ -143,3 +169,7 @@ def test_topologies_that_do_not_go_are_named():
   plans, refused = variations.over_topologies(['v3-8', 'v3-32'], plan_with)
   assert [name for name, _ in plans] == ['v3-8']
   assert refused == ['v3-32: does not fit 32 devices']
+  with pytest.raises(config_lib.ConfigError, match='^does not fit 32 devices$'):
+    variations.over_topologies(['v3-32', 'v4-64'], plan_with)
+  with pytest.raises(config_lib.ConfigError, match='There is no v3-9'):
+    variations.over_topologies(['v3-8', 'v3-9'], None)

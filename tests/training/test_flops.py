@@ -69,3 +69,21 @@ def test_counts_convolutions_and_loops():
     )
 
   assert flops.count_flops(loop, x, kernel) == 7 * one
+
+
+def test_counts_what_all_devices_do():
+  mesh = jax.make_mesh((4, 2), ('data', 'other'))
+  split = jax.sharding.PartitionSpec('data')
+
+  def product(x, y):
+    return jax.shard_map(
+      lambda x, y: x @ y,
+      mesh=mesh,
+      in_specs=(split, jax.sharding.PartitionSpec()),
+      out_specs=split,
+      axis_names={'data'},
+    )(x, y)
+
+  x, y = jnp.zeros((8, 3)), jnp.zeros((3, 5))
+  with jax.set_mesh(mesh):
+    assert flops.count_flops(product, x, y) == 2 * 8 * 3 * 5

@@ -271,5 +271,5 @@ def test_what_needs_whole_batches_is_refused(tiny, task, variables, message):
 
 def test_split_moments_do_not_go_with_compression(tiny):
   config = tiny('optimizer.compression_rank=3', 'mesh.split_optimizer=true')
-  with pytest.raises(ConfigError, match='split_optimizer=True scatters'):
+  with pytest.raises(ConfigError, match='split_optimizer=True needs whole'):
     checks.check_compression(config, schema.TASKS['classification'], {})

@@ -48,10 +48,10 @@ def of_task(task: Any) -> Compute:
   Args:
     task: with its model, see `vit_jax.training.build.make_task`.
   """
-  image = task.batch_spec(1)['image']
   variables = jax.eval_shape(task.init, jax.random.key(0))
   params, tokens = variables['params'], None
   if hasattr(task, 'intermediates'):
+    image = task.batch_spec(1)['image']
     found = jax.eval_shape(task.intermediates, variables, image)
     tokens = found.get('tokens')
   needed = flops.training_flops(task)

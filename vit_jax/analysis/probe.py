@@ -43,6 +43,11 @@ def tower(
   if not hasattr(model.task, 'intermediates') and not is_decoder(model):
     raise ConfigError(f'A {kind} does not tell what it computes on the way.')
   if isinstance(module, CLIP):
+    if not hasattr(model.task, 'encode_text'):
+      raise ConfigError(
+        f'The towers of {model.config.task.name} cannot be looked into, those '
+        'of a contrastive model can.'
+      )
     return getattr(module, name), params[name]
   if name != 'image':
     sees = (

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from vit_jax import config as config_lib
 from vit_jax.analysis import compute
+from vit_jax.analysis.pictures import Answer
 from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.training import metrics, schema
 from vit_jax.training import run as run_lib
@@ -78,6 +79,9 @@ def collect(
     )
   if not points:
     raise ConfigError(f'No run below {folder} has measured {metric}.')
+  if any(isinstance(point.x, str) for point in points):
+    # Among words numbers are words, too: None and 0.1, for example.
+    points = [dataclasses.replace(each, x=str(each.x)) for each in points]
   return sorted(points, key=lambda point: (point.line, point.x))
 
 
@@ -149,6 +153,22 @@ def draw(points: Sequence[Point], x: str, metric: str) -> Figure:
   if len(lines) > 1:
     figure.legend(loc='outside right upper')
   return figure
+
+
+def answer(points: Sequence[Point], x: str, metric: str) -> Answer:
+  """Returns the picture, the numbers behind it, and how to read it."""
+  label = _LABELS.get(x, x.removeprefix('config.'))
+  return Answer(
+    f'Each dot is one run, whose last {metric} stands against its {label}. '
+    'Runs of one colour have something else in common, which differs between '
+    'colours. A single run says little of small differences: how much another '
+    'seed changes is not in the picture.',
+    draw(points, x, metric),
+    {
+      name: np.array([getattr(point, name) for point in points])
+      for name in ('run', 'line', 'x', 'value', 'step')
+    },
+  )
 
 
 def write(path: pathlib.Path, points: Sequence[Point], metric: str) -> None:

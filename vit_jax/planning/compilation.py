@@ -22,7 +22,7 @@ _NEEDED = (
   re.compile(r'Used ([0-9.]+)([KMGT]) of'),
 )
 # To be raised when what is remembered changes its meaning.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from vit_jax.config import ConfigError
 from vit_jax.planning import compilation, tables, topologies, variations
 from vit_jax.planning.estimate import Plan
 from vit_jax.planning.topologies import Topology
@@ -65,6 +66,17 @@ def _plan(
   return Plan(
     topology, dict(one.shape), images, 1, work, work, result, remembered
   )
+
+
+def check(task: Any) -> None:
+  """Raises ConfigError for a task whose predictions cannot be planned."""
+  if not hasattr(task, 'predict') or not hasattr(task.model, 'sizes'):
+    raise ConfigError(
+      'Predictions are planned of classification with a ViT or a hybrid, whose '
+      f'images may have any size; this is {type(task).__name__} with '
+      f'{type(task.model).__name__}. Leave --sweep and --inference out to plan '
+      'its training.'
+    )
 
 
 def over_resolutions(

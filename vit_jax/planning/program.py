@@ -26,6 +26,9 @@ _NO_TRAFFIC = {
   'bitcast', 'call', 'conditional', 'constant', 'get-tuple-element',
   'parameter', 'partition-id', 'replica-id', 'tuple', 'while',
 }  # fmt: skip
+# What runs another computation once, and the attribute that names it.
+_CALLS = {'call': 'to_apply', 'async-start': 'calls'}
+_BRANCHES = ('true', 'false')
 # The head of an argument's path, such as state.params or batch['image'].
 _ARGUMENT = re.compile(r'op_name="(\w+)\W+(\w+)')
 
@@ -45,6 +48,14 @@ class Instruction:
     """Returns the computation that an attribute names, if there is one."""
     match = re.search(rf'\b{name}=%([\w.-]+)', self.attributes)
     return match and match[1]
+
+  @property
+  def branches(self) -> list[str]:
+    """The computations one of which a conditional runs."""
+    several = re.search(r'\bbranch_computations=\{([^}]*)\}', self.attributes)
+    if several:
+      return re.findall(r'%([\w.-]+)', several[1])
+    return [self.attribute(f'{which}_computation') for which in _BRANCHES]
 
   @property
   def cycles(self) -> int:
@@ -166,7 +177,10 @@ def read(text: str) -> Program:
 def _executed(
   computations: dict[str, list[Instruction]], name: str, times: int
 ) -> Iterator[tuple[int, Instruction, dict[str, str]]]:
-  """Yields how often each instruction runs, and the types beside it."""
+  """Yields how often each instruction runs, and the types beside it.
+
+  Of several branches the one with the most cycles runs.
+  """
   types = {each.name: each.type for each in computations[name]}
   for instruction in computations[name]:
     yield times, instruction, types
@@ -174,10 +188,19 @@ def _executed(
       count = _trip_count(instruction, computations)
       body = instruction.attribute('body')
       yield from _executed(computations, body, times * count)
-    elif instruction.operation == 'call':
-      yield from _executed(
-        computations, instruction.attribute('to_apply'), times
-      )
+    elif instruction.operation in _CALLS:
+      called = instruction.attribute(_CALLS[instruction.operation])
+      yield from _executed(computations, called, times)
+    elif instruction.operation == 'conditional':
+      branches = [
+        [*_executed(computations, branch, times)]
+        for branch in instruction.branches
+      ]
+      yield from max(branches, key=_cycles)
+
+
+def _cycles(executed: list[tuple[int, Instruction, dict[str, str]]]) -> int:
+  return sum(times * instruction.cycles for times, instruction, _ in executed)
 
 
 def _trip_count(

@@ -88,7 +88,7 @@ def remedies(config: Any, plan: Plan) -> Iterator[list[str]]:
   for some in ((split, remat), (split, micro), (split, remat, micro)):
     if sum(map(bool, some)) > 1:
       yield [override for overrides in some for override in overrides]
-  unit = _batch_unit(config, plan)
+  unit = _batch_unit(plan)
   units = plan.images // unit
   while units := units // 2:
     yield [*split, *remat, f'--config.batch_size={units * unit}']
@@ -105,15 +105,14 @@ def _with_remat(section: Any, remat: str, path: str = 'model') -> list[str]:
   return overrides
 
 
-def _batch_unit(config: Any, plan: Plan) -> int:
+def _batch_unit(plan: Plan) -> int:
   """Returns what a batch has to be a multiple of."""
-  shards = plan.mesh['data'] * plan.mesh['fsdp']
-  return shards * (config.optimizer.accumulate or 1)
+  return plan.mesh['data'] * plan.mesh['fsdp'] * plan.accumulate
 
 
 def _accumulations(plan: Plan) -> list[tuple[int, str]]:
   """Returns how many times as many micro-batches can be, and the override."""
-  unit = plan.mesh['data'] * plan.mesh['fsdp'] * plan.accumulate
+  unit = _batch_unit(plan)
   result, times = [], 2
   while plan.images % (unit * times) == 0:
     count = plan.accumulate * times
@@ -142,7 +141,10 @@ def first_that_fits(
   for overrides in remedies(config, plan):
     if fitting and overrides[-1].startswith('--config.batch_size='):
       break  # Another batch size is another training.
-    tried = plan_with(plan.topology, overrides)
+    try:
+      tried = plan_with(plan.topology, overrides)
+    except ConfigError:
+      continue  # Not for this model: batch norm wants no parts, for example.
     if tried.result.fits:
       fitting.append((overrides, tried))
       if tried.result.needed_bytes < full or len(fitting) == 2:
@@ -176,17 +178,19 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
   return low
 
 
-def over_batches(
-  config: Any, topology: Topology, plan_with: Planner
-) -> list[Named]:
+def over_batches(topology: Topology, plan_with: Planner) -> list[Named]:
   """Searches the largest batch; returns every plan that was tried.
+
+  All of them have as many micro-batches: if these followed from the size, a
+  larger batch could fit where a smaller one does not.
 
   Raises:
     ConfigError: no batch fits.
   """
   tried = {}
   given = plan_with(topology, ())
-  unit = _batch_unit(config, given)
+  unit = _batch_unit(given)
+  same_parts = f'--config.optimizer.accumulate={given.accumulate}'
 
   def fits(units):
     size = units * unit
@@ -194,7 +198,11 @@ def over_batches(
       # A schedule may have a length in steps: the run keeps its own.
       plan = plan_with(
         topology,
-        [f'--config.batch_size={size}', f'--config.total={given.steps}steps'],
+        [
+          f'--config.batch_size={size}',
+          f'--config.total={given.steps}steps',
+          same_parts,
+        ],
       )
       steps = math.ceil(given.steps * given.images / size)
       tried[size] = dataclasses.replace(plan, steps=steps)
@@ -217,11 +225,17 @@ def over_topologies(
   Returns:
     The plans by the name of the topology, and what is wrong with those that
     cannot be planned for.
+
+  Raises:
+    ConfigError: a topology is not known, or none can be planned for.
   """
   plans, refused = [], []
-  for topology in map(topologies.parse, names):
+  for topology in [topologies.parse(name) for name in names]:
     try:
       plans.append((topology.name, plan_with(topology, ())))
     except ConfigError as error:
       refused.append(f'{topology.name}: {error}')
+  if not plans:
+    reasons = dict.fromkeys(line.partition(': ')[2] for line in refused)
+    raise ConfigError('\n'.join(reasons))
   return plans, refused

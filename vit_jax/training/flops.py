@@ -64,7 +64,13 @@ def _count_equation(equation: Any) -> int:
     features = params['dimension_numbers'].rhs_spec[0]
     per_output = math.prod(kernel) // kernel[features]
     return 2 * per_output * math.prod(equation.outvars[0].aval.shape)
-  times = params['length'] if name == 'scan' else 1
+  times = 1
+  if name == 'scan':
+    times = params['length']
+  elif name == 'shard_map':
+    # What is inside is what one device does.
+    shape = params['mesh'].shape
+    times = math.prod(shape[axis] for axis in params['newly_manual_axes'])
   inner = (
     getattr(value, 'jaxpr', value)
     for param in params.values()
