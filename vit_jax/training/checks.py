@@ -127,9 +127,9 @@ def check_compression(config: Any, task: Any, variables: Any) -> None:
     )
   if config.mesh.split_optimizer:
     raise ConfigError(
-      'config.mesh.split_optimizer=True scatters whole gradients over the mesh, '
-      'which config.optimizer.compression_rank is there to avoid: use one of '
-      'them.'
+      'config.mesh.split_optimizer=True scatters whole gradients over the '
+      'mesh, which config.optimizer.compression_rank is there to avoid: use '
+      'one of them.'
     )
 
 
