@@ -35,8 +35,8 @@ from vit_jax.released import (
 from vit_jax.released.checkpoint import Released, ReleasedError, describe
 
 __all__ = [
-  'DIALECTS', 'Released', 'ReleasedError', 'TOLD', 'of_parameters', 'read',
-  'tensors', 'write',
+  'DIALECTS', 'Released', 'ReleasedError', 'TOLD', 'is_one', 'of_parameters',
+  'read', 'tensors', 'write',
 ]  # fmt: skip
 
 # Two towers have the tensors of a ViT, and a hybrid has those of a ResNet, so
@@ -55,11 +55,20 @@ DIALECTS = (*_NPZ, 'openai', 'huggingface')
 # What the tensors of OpenAI's CLIP do not say, see `read`.
 TOLD = openai_clip.TOLD
 _NAMES_SHOWN = 8
+# What no workdir of a run has in it.
+_IN_FOLDERS = ('*.safetensors', 'encoder.*', 'decoder.*')
 # Fields of a ViT that its parameters do not determine.
 _NOT_SIZES = (
   'pooling', 'position', 'position_at', 'activation', 'norm_epsilon',
   'patch_bias', 'pre_norm',
 )  # fmt: skip
+
+
+def is_one(path: pathlib.Path) -> bool:
+  """Returns whether a path is to be read here, and not as a run."""
+  return path.is_file() or any(
+    found for pattern in _IN_FOLDERS for found in path.glob(pattern)
+  )
 
 
 def tensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:

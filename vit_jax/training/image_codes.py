@@ -81,7 +81,7 @@ def check_readable(config: Any, frozen: Any) -> None:
       raise ConfigError(
         f'config.data.{name}.source {config.data[name].source!r} has images, '
         'but config.task.image_codes is empty: name the workdir of a discrete '
-        'VAE.'
+        "VAE, or DALL-E's released one."
       )
   if found['train'].vae != found['test'].vae:
     raise ConfigError(
