@@ -72,7 +72,8 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   papers = variant == '12b'
   return ConfigDict(
     dict(
-      # Without `image_codes` it can be planned, not trained.
+      # Without `image_codes` it can be planned, and learn codes, but what it
+      # draws cannot be seen.
       task=dict(name='text_to_image', text_weight=1 / 8, caption_dropout=0.1),
       model=dict(
         name='dalle',

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.config import ConfigError
 from vit_jax.models.decoding import Sampling, candidate_keys
-from vit_jax.training import inputs, records, trained
+from vit_jax.training import image_codes, inputs, records, trained
 from vit_jax.training import mesh as mesh_lib
 
 # Pictures that are drawn at a time, on each device.
@@ -43,13 +43,14 @@ class Sampler:
     """Takes a model.
 
     Raises:
-      ConfigError: it does not make images of texts.
+      ConfigError: it does not make images of texts, or only their codes.
     """
     if not hasattr(model.task, 'sample'):
       raise ConfigError(
         f'A {model.config.model.name} trained for {model.config.task.name} '
         'does not draw pictures. Give the run of a text_to_image.'
       )
+    image_codes.check_can_decode(model.task)
     self.model = model
     self.rows = model.task.model.grid[0]
     self._draw = jax.jit(self._pictures)
