@@ -225,6 +225,10 @@ def test_codes_that_do_not_fit_are_refused(
       ['--config.data.train.preprocess=resize(8)|value_range(0, 1)'],
       r'makes \(8, 8, 3\)',
     ),
+    (
+      ['--config.data.train.preprocess=value_range(-1, 1)'],
+      r"from -1 to 1, but the model takes 0 to 1\. Use 'value_range\(0, 1\)'",
+    ),
     (['--config.task.image_codes='], 'names no discrete VAE'),
     (['--config.data.train.source=codes:codes'], 'no codes at codes'),
     (

@@ -184,6 +184,24 @@ def test_a_picture_is_completed(model, tmp_path):
   assert 'every pixel as before' in text
 
 
+def test_an_image_of_another_size_is_refused_with_what_helps(
+  model, tmp_path, monkeypatch
+):
+  Image.new('RGB', (40, 30), 'red').save(tmp_path / 'given.png')
+  options = (
+    *RUN, f'--complete={tmp_path / "given.png"}', '--rows=2', '--count=1',
+    f'--out={tmp_path}',
+  )  # fmt: skip
+  with pytest.raises(ConfigError, match=r"put 'resize\(32\)\|' before"):
+    call(*options)
+  config = model.config.copy_and_resolve_references()
+  config.data.test.preprocess = f'resize(32)|{config.data.test.preprocess}'
+  resized = dataclasses.replace(model, config=config)
+  monkeypatch.setattr(trained, 'load', lambda path, *unused, **told: resized)
+  call(*options)
+  assert (tmp_path / '1.png').exists()
+
+
 def test_pictures_do_not_depend_on_others(model):
   sampler, sampling = Sampler(model), decoding.Sampling()
   many = [

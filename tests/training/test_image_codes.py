@@ -12,8 +12,8 @@ from vit_jax import config as config_lib
 from vit_jax import encode, evaluate, released
 from vit_jax.config import ConfigError
 from vit_jax.data import captions
+from vit_jax.training import inputs, schema
 from vit_jax.training import run as run_lib
-from vit_jax.training import schema
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
 FILE = """
@@ -149,6 +149,28 @@ def test_half_of_it_is_no_model(paths, recipe, tmp_path):
   (tmp_path / 'half' / 'encoder.npz').write_bytes(whole)
   with pytest.raises(ConfigError, match=r'encoder\.\* and decoder'):
     run_lib.prepare(resolved(recipe, f'task.image_codes={tmp_path / "half"}'))
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+@pytest.mark.parametrize('task', ['discrete_vae', 'text_to_image'])
+def test_pixels_are_from_0_to_1(recipe, task, name):
+  settings = config_lib.load(str(recipe))
+  if task == 'discrete_vae':
+    settings.task = dict(name=task)
+    settings.model = dict(name=task)
+
+  def check(text):
+    override = f'--config.data.{name}.preprocess={text}'
+    inputs.open_inputs(config_lib.resolve(settings, [override], schema.SCHEMA))
+
+  for text, message in (
+    ('value_range(-1, 1)', "from -1 to 1, but .* Use 'value_range.0, 1.'"),
+    ('standardize(0.5, 0.25)', 'from -2 to 2'),
+    ('resize(32)', r"leaves bytes.*Add '\|value_range.0, 1.'"),
+  ):
+    with pytest.raises(ConfigError, match=f'{name}.preprocess.*{message}'):
+      check(text)
+  check('standardize(0, 1)')
 
 
 def test_what_makes_no_codes_is_refused(recipe, tmp_path):

@@ -80,6 +80,7 @@ class DiscreteVae:
   """
 
   reads: ClassVar[str] = 'images'
+  bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
   # A `vit_jax.models.discrete_vae.DiscreteVae`.
   model: nn.Module

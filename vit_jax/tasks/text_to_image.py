@@ -39,11 +39,12 @@ def check_makes_codes(task: Any, image_codes: str) -> None:
 class TextToImage:
   """Cross-entropy of the next token, of texts and of the images after them.
 
-  Images are read by a trained discrete VAE, which stays as it is: its variables
-  are the collection `frozen`. They have the range of values that it wants.
+  Images have values from 0 to 1. They are read by a trained discrete VAE, which
+  stays as it is: its variables are the collection `frozen`.
   """
 
   reads: ClassVar[str] = 'captions'
+  bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
   teacher: ClassVar[str] = 'image_codes'
 
   model: dalle.DallE
