@@ -105,8 +105,13 @@ class DiscreteVae:
   evenness: float = 0.1
 
   def __post_init__(self):
-    for name in ('temperature', 'kl_weight'):
-      ramp.parse(getattr(self, name), name)
+    ramp.parse(self.kl_weight, 'kl_weight')
+    temperature = ramp.parse(self.temperature, 'temperature')
+    if min(temperature.first, temperature.last) <= 0:
+      raise ValueError(
+        f'temperature is {self.temperature!r}, expected more than 0 at both '
+        'ends: logits are divided by it.'
+      )
     if not isinstance(self.model, dvae.DiscreteVae):
       raise ValueError(
         'Codes are those of a discrete VAE: choose a model with the name '
