@@ -174,6 +174,15 @@ class Sampler:
       sampling.check()
     except ValueError as error:
       raise ConfigError(str(error)) from error
+    # At 1, what is drawn without the text does not count.
+    guides = sampling.guidance not in (None, 1)
+    if guides and not self.model.task.caption_dropout:
+      raise ConfigError(
+        f'guidance is {sampling.guidance}, which goes beyond what is drawn '
+        'without a text, but this model was trained with '
+        'config.task.caption_dropout=0 and has never drawn without one: leave '
+        'it out, or train with a dropout such as 0.1.'
+      )
     if given is not None and not 0 < len(given) < self.rows:
       raise ConfigError(
         f'{len(given)} rows are given, but a picture of this model has '
