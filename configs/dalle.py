@@ -12,7 +12,8 @@ a discrete VAE:
   python -m vit_jax.train --config=configs/dalle.py:0.3b --check
   python -m vit_jax.plan --config=configs/dalle.py:0.3b --topology=v3-8
 
-With pairs of your own, the discrete VAE of configs/dvae.py and a tokenizer,
+With pairs of your own, the discrete VAE of configs/dvae.py (or the one that
+OpenAI has released: name its folder in place of runs/dvae) and a tokenizer,
 
   python -m vit_jax.train_tokenizer shards:DIR --size=16384 \
     --output=merges.txt.gz
@@ -71,7 +72,8 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   papers = variant == '12b'
   return ConfigDict(
     dict(
-      # Without `image_codes` it can be planned, not trained.
+      # Without `image_codes` it can be planned, and learn codes, but what it
+      # draws cannot be seen.
       task=dict(name='text_to_image', text_weight=1 / 8, caption_dropout=0.1),
       model=dict(
         name='dalle',

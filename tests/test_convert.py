@@ -1,5 +1,6 @@
 """`python -m vit_jax.convert`: what a person types, and what they see."""
 
+import dataclasses
 import io
 import pathlib
 
@@ -108,6 +109,29 @@ def test_converts_clip_if_told_what_its_tensors_do_not_say(tmp_path):
     np.testing.assert_array_equal(tensor, expected[path], path)
 
 
+@pytest.mark.parametrize('target', ['x.npz', 'x'])
+@pytest.mark.parametrize('dialect', ['vit_jax', 'openai'])
+def test_a_discrete_vae_is_written_as_safetensors(
+  dialect, target, tmp_path, monkeypatch
+):
+  for side in ('encoder', 'decoder'):
+    with np.load(GOLDENS / f'dvae_{side}.npz') as file:
+      names = [name for name in file.files if name.startswith('params/')]
+      tensors = {name.removeprefix('params/'): file[name] for name in names}
+    np.savez(tmp_path / f'{side}.npz', **tensors)
+  found = dataclasses.replace(released.read(tmp_path), dialect=dialect)
+  monkeypatch.setattr(convert, '_read', lambda *unused: found)
+  target = tmp_path / target
+  message = r'a discrete_vae is written to a file that ends in \.safetensors'
+  with pytest.raises(config.ConfigError, match=message):
+    call(convert.main, tmp_path, target)
+  call(convert.main, tmp_path, target.with_suffix('.safetensors'))
+  again = released.read(target.with_suffix('.safetensors'))
+  assert again.model == found.model
+  with pytest.raises(config.ConfigError, match='of discrete_vae: openai'):
+    call(convert.main, tmp_path, tmp_path / 'x.npz', '--dialect=mixer')
+
+
 TOKEN = GOLDENS / 'vit_token.npz'
 REFUSED = [
   ((TOKEN,), 'Give a TARGET'),
@@ -116,6 +140,7 @@ REFUSED = [
   ((TOKEN, 'x.npz', '--config.model.width=3'), 'converted as it is'),
   ((TOKEN, 'x', '--dialect=google'), r'ends in \.npz, which x is not'),
   ((TOKEN, 'x.npz', '--dialect=huggingface'), 'a folder, which x.npz is not'),
+  ((TOKEN, 'x.safetensors'), r'a vit is written to a file that ends in \.npz'),
   ((TOKEN, 'x'), 'representation_size is 40, can be 0'),
   (('none.npz', 'x.npz'), 'No such file'),
   ((GOLDENS / 'vit_sincos2d.npz', 'x', '--grid=4x6'), 'cannot express'),

@@ -13,12 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from vit_jax import config as config_lib
-from vit_jax import encode
+from vit_jax import encode, evaluate, generate
 from vit_jax.config import ConfigError
 from vit_jax.data import captions
 from vit_jax.models import discrete_vae
 from vit_jax.tasks.discrete_vae import DiscreteVae
-from vit_jax.training import frozen, inputs, records, schema
+from vit_jax.training import frozen, inputs, loop, records, schema
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import run as run_lib
 
@@ -225,6 +225,10 @@ def test_codes_that_do_not_fit_are_refused(
       ['--config.data.train.preprocess=resize(8)|value_range(0, 1)'],
       r'makes \(8, 8, 3\)',
     ),
+    (
+      ['--config.data.train.preprocess=value_range(-1, 1)'],
+      r"from -1 to 1, but the model takes 0 to 1\. Use 'value_range\(0, 1\)'",
+    ),
     (['--config.task.image_codes='], 'names no discrete VAE'),
     (['--config.data.train.source=codes:codes'], 'no codes at codes'),
     (
@@ -278,6 +282,33 @@ def test_parts_of_other_codes_are_not_put_together(run, tmp_path):
 def test_images_need_a_discrete_vae(run, tmp_path):
   with pytest.raises(ConfigError, match='image_codes is empty'):
     run_lib.prepare(resolved(tmp_path, '--config.task.image_codes='))
+
+
+def test_without_a_discrete_vae_codes_are_learned_but_not_drawn(run, tmp_path):
+  run()
+  workdir = tmp_path / 'run'
+  settings = of_codes(
+    tmp_path, '--config.task.image_codes=', '--config.total=1steps'
+  )
+  console = Console(file=io.StringIO(), width=300)
+  loop.train(run_lib.prepare(settings), workdir, console)
+  options = [f'--workdir={workdir}']
+  evaluate.main(options, console)
+  assert 'step 1 on codes:' in console.file.getvalue()
+  images = [
+    '--config.data.test.source=shapes:pixels=16',
+    '--config.data.test.split=test[:9]',
+  ]
+  with pytest.raises(ConfigError, match='images, but .*image_codes is empty'):
+    evaluate.main([*options, *images], console)
+  for main, others in (
+    (evaluate.main, ['--tasks=generation']),
+    (evaluate.main, ['--tasks=generation', *images]),
+    (generate.main, ['--prompt=a red circle', f'--out={tmp_path / "out"}']),
+  ):
+    with pytest.raises(ConfigError, match='trained without a discrete VAE'):
+      main([*options, *others], console)
+  assert not (tmp_path / 'out').exists()
 
 
 def test_only_text_to_image_reads_codes(run, tmp_path):

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import shutil
 import sys
 import time
@@ -217,9 +218,13 @@ def test_predict_takes_many_files_in_calls_of_one_shape(
 
 def test_the_hint_of_predict_works(workdir, tmp_path):
   Image.new('RGB', (20, 8)).save(tmp_path / 'wide.png')
+  options = f'--workdir={workdir}', tmp_path / 'wide.png'
+  with pytest.raises(config.ConfigError) as error:
+    call(predict.main, *options)
+  (resize,) = re.findall(r"'(resize\(.*\)\|)'", str(error.value))
   text = call(
-    predict.main, f'--workdir={workdir}', tmp_path / 'wide.png',
-    '--config.data.test.preprocess=resize(8)|value_range(-1, 1)',
+    predict.main, *options,
+    f'--config.data.test.preprocess={resize}value_range(-1, 1)',
   )  # fmt: skip
   assert 'wide.png' in text.replace('\n', '') and '%' in text
 

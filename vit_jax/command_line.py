@@ -167,7 +167,10 @@ def add_sampling(options: argparse.ArgumentParser) -> None:
     '--top-p', type=float, help='likeliest codes, with this probability'
   )
   options.add_argument(
-    '--guidance', type=float, help='how far to go beyond no text; such as 3'
+    '--guidance',
+    type=float,
+    help='how far to go beyond no text, such as 3; needs a run with '
+    'task.caption_dropout',
   )
 
 

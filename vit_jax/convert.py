@@ -1,8 +1,9 @@
 """Converts checkpoints: `python -m vit_jax.convert SOURCE TARGET`.
 
 SOURCE is a released checkpoint (an .npz file, a folder or .safetensors file of
-transformers, or a file of OpenAI's CLIP) or the workdir of a run. TARGET is
-written in one dialect.
+transformers, a file of OpenAI's CLIP, or a folder or file with the encoder and
+decoder of DALL-E's discrete VAE) or the workdir of a run. TARGET is written in
+one dialect.
 """
 
 import argparse
@@ -104,7 +105,7 @@ def _convert(
   is_file = target.suffix in ('.npz', '.safetensors')
   if (target.suffix if is_file else '') != wanted:
     raise ConfigError(
-      f'The dialect {dialect!r} is written to '
+      f'In the dialect {dialect!r} a {checkpoint.model["name"]} is written to '
       + (f'a file that ends in {wanted}' if wanted else 'a folder')
       + f', which {target} is not by its name.'
     )
@@ -118,17 +119,19 @@ def _default_dialect(
   checkpoint: released.Released, target: pathlib.Path
 ) -> str:
   """Returns what was probably meant."""
+  model = checkpoint.model
+  possible = released.dialects_of(model['name'])
   if target.suffix != '.npz':
-    return 'openai' if target.suffix == '.safetensors' else 'huggingface'
+    usual = 'openai' if target.suffix == '.safetensors' else 'huggingface'
+    return usual if usual in possible else possible[0]
   if checkpoint.dialect not in ('vit_jax', 'huggingface'):
     return checkpoint.dialect
-  model = checkpoint.model
   if model['name'] == 'vit':
     is_google = (model['pooling'], model['position']) == ('token', 'learned')
     return 'google' if is_google else 'big_vision'
   if model['name'] == 'resnet':
     return 'bit' if model['form'] == 'pre_activation' else 'big_vision'
-  return 'mixer'
+  return possible[0]
 
 
 def _inspect(

@@ -70,7 +70,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   if teacher is None:
     raise ConfigError(
       f'{known.config} names no discrete VAE: expected a configuration of '
-      'text_to_image, with --config.task.image_codes=WORKDIR.'
+      "text_to_image, with --config.task.image_codes=PATH: a run's workdir, or "
+      "DALL-E's released one."
     )
   # Each process writes shards of its own, by its own devices.
   mesh = mesh_lib.make(mesh_lib.Settings(), jax.local_devices())

@@ -246,13 +246,12 @@ def _generation(
       '--tasks=generation needs a model that draws pictures; this one is a '
       f'{model.config.model.name} for {model.config.task.name}.'
     )
-
+  drawer = sampler.Sampler(model)
   if image_codes.about(model.config, 'test'):
     raise ConfigError(
       '--tasks=generation compares with images, but config.data.test.source '
       'has codes: name the source of the images.'
     )
-  drawer = sampler.Sampler(model)
   source, where = _test_source(model)
   network = known.network and trained.load(epath.Path(known.network))
   found, notes = scores.evaluate(
@@ -291,6 +290,7 @@ def _test_source(model: trained.Trained) -> tuple[Any, str]:
       '--config.data.test.split=validation.'
     )
   frozen = getattr(model.task, 'frozen', None)
+  image_codes.check_readable(model.config, 'test', frozen)
   image_codes.check_same_vae(model.config, 'test', frozen)
   return records.open_split(model.config, 'test'), f'{test.source} {test.split}'
 

@@ -38,15 +38,18 @@ def test_what_openai_clip_does():
 
 
 @pytest.mark.parametrize(
-  'text, floats',
+  'text, bounds',
   [
-    ('resize(8)', False),
-    ('resize(8)|value_range(0, 1)', True),
-    ('standardize(0.5, 0.5)|flip_lr', True),
+    ('resize(8)', None),
+    ('resize(8)|value_range(0, 1)', (0, 1)),
+    ('standardize(0.5, 0.5)|flip_lr', (-1, 1)),
+    ('standardize((0.25, 0.5, 0), (0.5, 0.25, 1))', (-2, 2)),
   ],
 )
-def test_pipelines_say_whether_they_leave_floats(text, floats):
+def test_pipelines_say_whether_they_leave_floats_and_which(text, bounds):
+  floats = bounds is not None
   assert preprocess.parse(text).leaves_floats == floats
+  assert preprocess.parse(text).bounds == bounds
   out = preprocess.parse(text)(record(), np.random.default_rng(0))['image']
   assert out.dtype == (np.float32 if floats else np.uint8)
 

@@ -45,6 +45,7 @@ def model():
     image_shape=(32, 32, 3),
     tokenizer=WORDS,
     frozen=types.SimpleNamespace(task=codes, variables=None),
+    caption_dropout=0.1,
   )  # fmt: skip
   text, image = jnp.zeros((1, 8), int), jnp.zeros((1, 16), int)
   params = jax.eval_shape(task.model.init, jax.random.key(0), text, image)
@@ -182,6 +183,35 @@ def test_a_picture_is_completed(model, tmp_path):
     np.testing.assert_allclose(found.astype(int), expected[number], atol=1)
   text = call(f'--from={tmp_path / "3.png"}', f'--out={tmp_path / "again"}')
   assert 'every pixel as before' in text
+
+
+def test_an_image_of_another_size_is_refused_with_what_helps(
+  model, tmp_path, monkeypatch
+):
+  Image.new('RGB', (40, 30), 'red').save(tmp_path / 'given.png')
+  options = (
+    *RUN, f'--complete={tmp_path / "given.png"}', '--rows=2', '--count=1',
+    f'--out={tmp_path}',
+  )  # fmt: skip
+  with pytest.raises(ConfigError, match=r"put 'resize\(32\)\|' before"):
+    call(*options)
+  config = model.config.copy_and_resolve_references()
+  config.data.test.preprocess = f'resize(32)|{config.data.test.preprocess}'
+  resized = dataclasses.replace(model, config=config)
+  monkeypatch.setattr(trained, 'load', lambda path, *unused, **told: resized)
+  call(*options)
+  assert (tmp_path / '1.png').exists()
+
+
+def test_guidance_needs_texts_that_were_left_out(model):
+  task = dataclasses.replace(model.task, caption_dropout=0.0)
+  sampler = Sampler(dataclasses.replace(model, task=task))
+  wanted = [Wanted('one', 0, 0)]
+  for guidance in (0.0, 3.0):
+    with pytest.raises(ConfigError, match=r'guidance is .*caption_dropout=0 '):
+      next(sampler.draw(wanted, 3, decoding.Sampling(guidance=guidance)))
+  # Here what is drawn without a text does not count.
+  assert len([*sampler.draw(wanted, 3, decoding.Sampling(guidance=1.0))]) == 1
 
 
 def test_pictures_do_not_depend_on_others(model):

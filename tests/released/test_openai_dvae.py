@@ -54,7 +54,7 @@ def test_sizes_are_those_that_the_files_say(folder):
   found = released.read(folder, grid=(4, 6))
   assert found.image_shape == (32, 48, 3)
   assert found.preprocess == (
-    'resize_small(32)|central_crop((32, 48))|value_range(0, 1)'
+    'resize_small(48)|central_crop((32, 48))|value_range(0, 1)'
   )
 
 

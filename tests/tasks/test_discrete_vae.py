@@ -56,6 +56,10 @@ def test_what_is_no_value_is_refused(text, message):
 @pytest.mark.parametrize(
   'fields,message',
   [
+    (dict(temperature='0'), "temperature is '0', expected more than 0"),
+    (dict(temperature='-1'), "temperature is '-1', expected more than 0"),
+    (dict(temperature='1 -> 0 over 10% linear'), 'more than 0 at both ends'),
+    (dict(temperature='0 -> 1 over 10%'), 'more than 0 at both ends'),
     (dict(deviation=0.0), 'deviation is 0.0, expected more'),
     (dict(commitment=-1.0), 'commitment is -1.0, expected 0 or more'),
     (dict(evenness=-1.0), 'evenness is -1.0, expected 0 or more'),
@@ -119,7 +123,7 @@ def given(**fields):
   return DiscreteVae(
     Given(vocabulary_size=4, logits=LOGITS, statistics=STATISTICS),
     (2, 4, 1), to_steps,
-    temperature='1 -> 0 over 100steps', kl_weight='0 -> 6.6 over 100steps',
+    temperature='1 -> 0.5 over 100steps', kl_weight='0 -> 6.6 over 100steps',
     **fields,
   )  # fmt: skip
 
@@ -141,7 +145,7 @@ def test_the_loss_is_the_evidence_lower_bound_for_each_value():
     loss, surprise.mean() + 3.3 * kl().sum() / 8, atol=1e-5
   )
   np.testing.assert_allclose(metrics['kl'], kl().mean(), atol=1e-5)
-  np.testing.assert_allclose(metrics['temperature'], 0.5, atol=1e-6)
+  np.testing.assert_allclose(metrics['temperature'], 0.75, atol=1e-6)
   assert others == {}
   # Evaluation has no weight, and is of each example.
   each = given().metrics({}, {'image': IMAGE})

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from vit_jax.data.tokenizer import Tokenizer
 from vit_jax.models import dalle, decoding
 from vit_jax.models.vit import ViT
+from vit_jax.tasks import text_to_image
 from vit_jax.tasks.text_to_image import TextToImage
 
 WORDS = Tokenizer((), 8)
@@ -227,3 +228,8 @@ def test_samples_and_pictures():
 def test_what_does_not_fit_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     make(**fields)
+
+
+def test_what_draws_codes_of_another_model_makes_none():
+  with pytest.raises(ValueError, match='runs/x, where TextToImage'):
+    text_to_image.check_makes_codes(make(), 'runs/x')

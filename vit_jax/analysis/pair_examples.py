@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 
 from vit_jax.analysis import examples, probe, text_examples
-from vit_jax.config import ConfigError
 from vit_jax.models import dalle
-from vit_jax.training import inputs, records, trained
+from vit_jax.training import image_codes, inputs, records, trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +51,7 @@ def read(model: trained.Trained, number: int, say: inputs.Say) -> Pairs:
     ConfigError: there is no pair, or the model has no discrete VAE.
   """
   task, config, words = model.task, model.config, model.task.tokenizer
-  if task.frozen is None:
-    raise ConfigError(
-      'This model was trained without a discrete VAE, so nobody knows what its '
-      'codes look like: train it with config.task.image_codes.'
-    )
+  image_codes.check_can_decode(task)
   source = records.open_split(config, 'test')
   transform = records.open_transform(config, 'test', words)
   found = examples.readable(

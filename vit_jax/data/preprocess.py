@@ -56,6 +56,8 @@ class Preprocess:
     text: The pipeline as it was written.
     deterministic: Whether no step is random.
     leaves_floats: Whether the images come out as float32, not as uint8.
+    bounds: What 0 becomes and what 255 becomes, of several channels the least
+      and the largest; None without `leaves_floats`.
   """
 
   def __init__(self, text: str):
@@ -81,6 +83,9 @@ class Preprocess:
         )
       changed = name if name in _TO_FLOATS else changed
     self._steps = [_build_step(*call) for call in calls]
+    self.bounds = None
+    if self.leaves_floats:
+      self.bounds = _bounds(self._steps[names.index(changed)])
 
   def __call__(
     self, record: dict[str, Any], rng: np.random.Generator | None = None
@@ -163,6 +168,13 @@ def _build_step(
     raise ValueError(
       f'wrong arguments of {name}: {error}. Write {_signature(name)}'
     ) from error
+
+
+def _bounds(to_floats: images.Transform) -> tuple[float, float]:
+  """Returns the least and the largest value that a step makes of bytes."""
+  black = np.zeros((1, 1, 3), np.uint8)
+  low, high = (to_floats(image, None) for image in (black, black + 255))
+  return float(low.min()), float(high.max())
 
 
 def _signature(name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.config import ConfigError
 from vit_jax.models.decoding import Sampling, candidate_keys
-from vit_jax.training import inputs, records, trained
+from vit_jax.training import image_codes, inputs, records, trained
 from vit_jax.training import mesh as mesh_lib
 
 # Pictures that are drawn at a time, on each device.
@@ -43,13 +43,14 @@ class Sampler:
     """Takes a model.
 
     Raises:
-      ConfigError: it does not make images of texts.
+      ConfigError: it does not make images of texts, or only their codes.
     """
     if not hasattr(model.task, 'sample'):
       raise ConfigError(
         f'A {model.config.model.name} trained for {model.config.task.name} '
         'does not draw pictures. Give the run of a text_to_image.'
       )
+    image_codes.check_can_decode(model.task)
     self.model = model
     self.rows = model.task.model.grid[0]
     self._draw = jax.jit(self._pictures)
@@ -173,6 +174,15 @@ class Sampler:
       sampling.check()
     except ValueError as error:
       raise ConfigError(str(error)) from error
+    # At 1, what is drawn without the text does not count.
+    guides = sampling.guidance not in (None, 1)
+    if guides and not self.model.task.caption_dropout:
+      raise ConfigError(
+        f'guidance is {sampling.guidance}, which goes beyond what is drawn '
+        'without a text, but this model was trained with '
+        'config.task.caption_dropout=0 and has never drawn without one: leave '
+        'it out, or train with a dropout such as 0.1.'
+      )
     if given is not None and not 0 < len(given) < self.rows:
       raise ConfigError(
         f'{len(given)} rows are given, but a picture of this model has '

@@ -35,8 +35,8 @@ from vit_jax.released import (
 from vit_jax.released.checkpoint import Released, ReleasedError, describe
 
 __all__ = [
-  'DIALECTS', 'Released', 'ReleasedError', 'TOLD', 'of_parameters', 'read',
-  'tensors', 'write',
+  'DIALECTS', 'Released', 'ReleasedError', 'TOLD', 'dialects_of', 'is_one',
+  'of_parameters', 'read', 'tensors', 'write',
 ]  # fmt: skip
 
 # Two towers have the tensors of a ViT, and a hybrid has those of a ResNet, so
@@ -51,15 +51,33 @@ _NPZ = {
   'bit': {'resnet': bit},
   'mixer': {'mixer': mixer},
 }
-DIALECTS = (*_NPZ, 'openai', 'huggingface')
+# What other dialects write.
+_OTHERS = {'openai': ('clip', 'discrete_vae'), 'huggingface': ('clip', 'vit')}
+DIALECTS = (*_NPZ, *_OTHERS)
 # What the tensors of OpenAI's CLIP do not say, see `read`.
 TOLD = openai_clip.TOLD
 _NAMES_SHOWN = 8
+# What no workdir of a run has in it.
+_IN_FOLDERS = ('*.safetensors', 'encoder.*', 'decoder.*')
 # Fields of a ViT that its parameters do not determine.
 _NOT_SIZES = (
   'pooling', 'position', 'position_at', 'activation', 'norm_epsilon',
   'patch_bias', 'pre_norm',
 )  # fmt: skip
+
+
+def is_one(path: pathlib.Path) -> bool:
+  """Returns whether a path is to be read here, and not as a run."""
+  return path.is_file() or any(
+    found for pattern in _IN_FOLDERS for found in path.glob(pattern)
+  )
+
+
+def dialects_of(name: str) -> list[str]:
+  """Returns the dialects that write a model of this name."""
+  return [
+    dialect for dialect, names in {**_NPZ, **_OTHERS}.items() if name in names
+  ]
 
 
 def tensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
@@ -341,7 +359,7 @@ def write(
     return (f'Not in it: {tokenizer}how images are prepared.',)
   families = _NPZ[dialect]
   if name not in families:
-    known = ', '.join(d for d in _NPZ if name in _NPZ[d])
+    known = ', '.join(dialects_of(name))
     raise ReleasedError(
       f'The dialect {dialect!r} is one of {" and ".join(families)}, not of '
       f'{name}. Dialects of {name}: {known}.'

@@ -171,7 +171,7 @@ def read(
     grid=grid,
     image_shape=(height, width, channels),
     preprocess=(
-      f'resize_small({min(height, width)})|central_crop({size})'
+      f'resize_small({max(height, width)})|central_crop({size})'
       '|value_range(0, 1)'
     ),
   )

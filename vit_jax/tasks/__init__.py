@@ -19,7 +19,8 @@ What it reads is the class attribute `reads`, one of
   'captions': batches of `image`, `text`, `identity` and `truncated`; see
     `vit_jax.data.pairs`.
 
-and its methods are
+and where it wants them so, `bounds` are the values of black and of white in
+images. Its methods are
 
   batch_spec(size): shapes of one training batch.
   init(key): all variables: 'params', and collections that no gradient changes.

@@ -80,6 +80,7 @@ class DiscreteVae:
   """
 
   reads: ClassVar[str] = 'images'
+  bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
   # A `vit_jax.models.discrete_vae.DiscreteVae`.
   model: nn.Module
@@ -104,8 +105,13 @@ class DiscreteVae:
   evenness: float = 0.1
 
   def __post_init__(self):
-    for name in ('temperature', 'kl_weight'):
-      ramp.parse(getattr(self, name), name)
+    ramp.parse(self.kl_weight, 'kl_weight')
+    temperature = ramp.parse(self.temperature, 'temperature')
+    if min(temperature.first, temperature.last) <= 0:
+      raise ValueError(
+        f'temperature is {self.temperature!r}, expected more than 0 at both '
+        'ends: logits are divided by it.'
+      )
     if not isinstance(self.model, dvae.DiscreteVae):
       raise ValueError(
         'Codes are those of a discrete VAE: choose a model with the name '

@@ -19,15 +19,32 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 
+def check_makes_codes(task: Any, image_codes: str) -> None:
+  """Raises ValueError if a task does not turn images into codes and back.
+
+  Args:
+    task: what was learned.
+    image_codes: where that is from.
+  """
+  makes_codes = hasattr(task, 'encode') and hasattr(task, 'decode')
+  # What makes images of texts has both, and codes of another model.
+  if not makes_codes or not hasattr(task.model, 'vocabulary_size'):
+    raise ValueError(
+      f'image_codes is {image_codes}, where {type(task).__name__} was learned: '
+      "expected the run of a discrete VAE, or DALL-E's released one."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class TextToImage:
   """Cross-entropy of the next token, of texts and of the images after them.
 
-  Images are read by a trained discrete VAE, which stays as it is: its variables
-  are the collection `frozen`. They have the range of values that it wants.
+  Images have values from 0 to 1. They are read by a trained discrete VAE, which
+  stays as it is: its variables are the collection `frozen`.
   """
 
   reads: ClassVar[str] = 'captions'
+  bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
   teacher: ClassVar[str] = 'image_codes'
 
   model: dalle.DallE
@@ -37,8 +54,9 @@ class TextToImage:
   # The discrete VAE: its `task`, and its `variables` until `init` has put them
   # where they stay.
   frozen: Any
-  # The workdir of a run of task discrete_vae, or its released parameters; ''
-  # for none, which takes batches of codes and draws nothing.
+  # The workdir of a run of task discrete_vae, or the released one of DALL-E: a
+  # file or a folder, for images of whatever size has a grid of codes as the
+  # model's. '' for none, which takes batches of codes and draws nothing.
   image_codes: str = ''
   # Whether training batches have `codes` in place of `image`.
   reads_codes: bool = False
@@ -73,11 +91,7 @@ class TextToImage:
   def _check_codes(self) -> None:
     """Raises ValueError if the discrete VAE does not fit model or images."""
     vae = self.frozen.task
-    if not hasattr(vae, 'encode') or not hasattr(vae, 'decode'):
-      raise ValueError(
-        f'image_codes is {self.image_codes}, where {type(vae).__name__} was '
-        'learned: expected the run of a discrete VAE.'
-      )
+    check_makes_codes(vae, self.image_codes)
     if tuple(vae.image_shape) != tuple(self.image_shape):
       raise ValueError(
         f'The discrete VAE at {self.image_codes} reads images of '

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.config import ConfigError
 from vit_jax.data import batching, code_files
+from vit_jax.tasks import text_to_image
 from vit_jax.training import frozen as frozen_lib
 from vit_jax.training import image_codes, records, texts
 from vit_jax.training import mesh as mesh_lib
@@ -90,6 +91,10 @@ class Encoder:
         f'{section.preprocess!r} is not random.'
       )
     vae = frozen.task
+    try:
+      text_to_image.check_makes_codes(vae, config.task.image_codes)
+    except ValueError as error:
+      raise ConfigError(f'config.task: {error}') from error
     records.check_shape(
       self._source, self._prepare, vae.image_shape, f'config.data.{name}'
     )

@@ -50,7 +50,7 @@ def load(config: Any) -> Frozen | None:
   if not key or not config.task[key]:
     return None
   try:
-    found = saved.read(epath.Path(config.task[key]))
+    found = saved.read(epath.Path(config.task[key]), grid=_grid(config.model))
   except ConfigError as error:
     raise ConfigError(f'config.task.{key}: {error}') from error
   # Not what it has learned with itself.
@@ -66,6 +66,19 @@ def load(config: Any) -> Frozen | None:
     found.config, found.known, frozen=of_meta(found.teacher)
   )
   return Frozen(task, variables, meta)
+
+
+def _grid(model: Any) -> tuple[int, int] | None:
+  """Returns the rows and columns of codes that a model continues, if it does.
+
+  A released discrete VAE takes images of any size, so it takes those of which
+  it makes so many codes.
+  """
+  if model.name != 'dalle':
+    return None
+  grid = tuple(model.grid)
+  # What else it may be, the model says best.
+  return grid if len(grid) == 2 and min(grid) >= 1 else None
 
 
 def _identity(model: Mapping[str, Any], variables: Any) -> str:

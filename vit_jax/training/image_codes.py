@@ -63,30 +63,53 @@ def check(config: Any, name: str, found: code_files.About) -> None:
     )
 
 
-def check_readable(config: Any, frozen: Any) -> None:
-  """Raises ConfigError for data that needs a discrete VAE where there is none.
-
-  Images do, to make codes of them. Codes do not, but those of training and
-  test data have to mean the same.
+def check_readable(config: Any, name: str, frozen: Any) -> None:
+  """Raises ConfigError for images that nothing makes codes of.
 
   Args:
     config: complete.
+    name: 'train' or 'test'.
+    frozen: the `vit_jax.training.frozen.Frozen` of the task; None without.
+  """
+  if config.task.name != 'text_to_image' or frozen or about(config, name):
+    return
+  raise ConfigError(
+    f'config.data.{name}.source {config.data[name].source!r} has images, but '
+    'config.task.image_codes is empty, so that nothing makes codes of them: '
+    "train with the workdir of a discrete VAE there, or DALL-E's released one, "
+    'or name a source of codes.'
+  )
+
+
+def check_same_codes(config: Any, frozen: Any) -> None:
+  """Raises ConfigError for codes that mean something else in test data.
+
+  A discrete VAE says what they mean; without, they only have to be the same.
+
+  Args:
+    config: complete, with splits that are `check_readable`.
     frozen: the `vit_jax.training.frozen.Frozen` of the task; None without.
   """
   if config.task.name != 'text_to_image' or frozen:
     return
-  found = {name: about(config, name) for name in ('train', 'test')}
-  for name, codes in found.items():
-    if not codes:
-      raise ConfigError(
-        f'config.data.{name}.source {config.data[name].source!r} has images, '
-        'but config.task.image_codes is empty: name the workdir of a discrete '
-        'VAE.'
-      )
-  if found['train'].vae != found['test'].vae:
+  train, test = (about(config, name) for name in ('train', 'test'))
+  if train.vae != test.vae:
     raise ConfigError(
       'config.data.test.source has codes of another discrete VAE than '
       'config.data.train.source: encode the images of one of them again.'
+    )
+
+
+def check_can_decode(task: Any) -> None:
+  """Raises ConfigError for a model of codes that nothing makes images of.
+
+  Args:
+    task: a `vit_jax.tasks.text_to_image.TextToImage` that has learned.
+  """
+  if task.frozen is None:
+    raise ConfigError(
+      'This model was trained without a discrete VAE, so nobody knows what its '
+      'codes look like: train it with config.task.image_codes.'
     )
 
 

@@ -237,11 +237,12 @@ def with_channels(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   if shape[-1] == 1 and image.shape[-1] == 3:
     image = image @ np.asarray([[0.299], [0.587], [0.114]], image.dtype)
   if image.shape != shape:
+    height, width = shape[:2]
+    size = height if height == width else (height, width)
     raise ValueError(
       f'the image is {image.shape} (height, width, channels) after '
-      f'preprocessing, the model was trained on {shape}. Resize it, or add '
-      "for example '--config.data.test.preprocess=resize(8)|"
-      "value_range(-1, 1)'."
+      f'preprocessing, the model was trained on {shape}. Resize it, or put '
+      f"'resize({size})|' before what config.data.test.preprocess says."
     )
   return image
 

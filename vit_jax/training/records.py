@@ -88,11 +88,15 @@ def open_preprocess(config: Any, name: str) -> preprocess.Preprocess:
     config.data[name].preprocess,
     f'config.data.{name}.preprocess',
     fixed=name == 'test',
+    bounds=getattr(schema.TASKS[config.task.name], 'bounds', None),
   )
 
 
 def parse_preprocess(
-  text: str, where: str, fixed: bool
+  text: str,
+  where: str,
+  fixed: bool,
+  bounds: tuple[float, float] | None = None,
 ) -> preprocess.Preprocess:
   """Reads how images are prepared for a model.
 
@@ -100,10 +104,13 @@ def parse_preprocess(
     text: see `vit_jax.data.preprocess`.
     where: it stands, for messages.
     fixed: whether it must not be random.
+    bounds: what black and white have to be; None for anything.
 
   Raises:
-    ConfigError: it is not understood, leaves bytes, or is random.
+    ConfigError: it is not understood, leaves bytes, has other bounds, or is
+      random.
   """
+  step = 'value_range({:g}, {:g})'.format(*bounds or (-1, 1))
   try:
     result = preprocess.parse(text)
   except ValueError as error:
@@ -111,12 +118,18 @@ def parse_preprocess(
   if not result.leaves_floats:
     raise ConfigError(
       f'{where} {text!r} leaves bytes, 0 to 255, but a model takes floats. '
-      "Add '|value_range(-1, 1)'."
+      f"Add '|{step}'."
+    )
+  if bounds and result.bounds != bounds:
+    low, high = result.bounds
+    raise ConfigError(
+      f'{where} {text!r} makes values from {low:g} to {high:g}, but the model '
+      f"takes {bounds[0]:g} to {bounds[1]:g}. Use '{step}'."
     )
   if fixed and not result.deterministic:
     raise ConfigError(
       f'{where} {text!r} is random; evaluation must not be. Use for example '
-      "'resize_small(256)|central_crop(224)|value_range(-1, 1)'."
+      f"'resize_small(256)|central_crop(224)|{step}'."
     )
   return result
 

@@ -187,7 +187,9 @@ def prepare(
   total, schedule = _schedule(config, inputs)
   frozen = frozen_lib.load(config)
   if not planned:
-    image_codes.check_readable(config, frozen)
+    for name in ('train', 'test'):
+      image_codes.check_readable(config, name, frozen)
+    image_codes.check_same_codes(config, frozen)
   if not inputs.planned:
     for name in ('train', 'test'):
       image_codes.check_same_vae(config, name, frozen)

@@ -80,7 +80,8 @@ def read(
     step: number of a run's checkpoint, 'best', or None for the newest.
     overrides: of the configuration, '--config.section.key=value'.
     grid: rows and columns of the position embeddings of a released
-      checkpoint, where its tensors do not tell.
+      checkpoint, or of the codes of a discrete VAE, where its tensors do not
+      tell.
     told: what else they do not tell, see `vit_jax.released.read`.
 
   Raises:
@@ -88,7 +89,7 @@ def read(
       override is of what training has settled.
     CheckpointError: it is damaged.
   """
-  if path.is_file() or any(path.glob('*.safetensors')):
+  if released.is_one(path):
     return _of_released(path, step, overrides, grid, told or {})
   if told:
     raise ConfigError(
@@ -181,6 +182,8 @@ def _of_released(
 
 def _task(model: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the task of a released model."""
+  if model['name'] == 'discrete_vae':
+    return {'name': 'discrete_vae'}
   if model['name'] != 'clip':
     return {'name': 'classification'}
   sigmoid = model.get('initial_bias') is not None
