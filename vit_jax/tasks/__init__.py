@@ -13,7 +13,9 @@ those of these that it wants, which the program supplies:
 
 What it reads is the class attribute `reads`, one of
 
-  'labels': batches of `image` and `label`.
+  'labels': batches of `image` and `label`. Where the class attribute
+    `share_of_labels` names a key of `config.task` that is 0, training reads no
+    labels: its batches are without, its images of any classes or of none.
   'images': batches of `image`.
   'views': batches of `image` and `view`, another augmentation of the same.
   'captions': batches of `image`, `text`, `identity` and `truncated`; see
@@ -30,6 +32,8 @@ and its methods are
 
 Not every task has these:
 
+  test_batch_spec(size): shapes of a test batch, where it has more than one of
+    training.
   intermediates(variables, image): what the image model computes on the way, by
     name; few-shot evaluation and linear probes take their features from it.
   predict(variables, image): probabilities of the classes.
