@@ -200,6 +200,7 @@ def prepare(
   if not planned:
     image_codes.check_readable(config, frozen)
   if not inputs.planned:
+    frozen_lib.check_classes(config, frozen, inputs.known.class_names)
     for name in ('train', 'test'):
       image_codes.check_same_vae(config, name, frozen)
   make_task = functools.partial(
