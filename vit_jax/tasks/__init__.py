@@ -36,6 +36,8 @@ Not every task has these:
     training.
   intermediates(variables, image): what the image model computes on the way, by
     name; few-shot evaluation and linear probes take their features from it.
+  warning(means): what to tell a person of means of the training metrics that
+    show a training gone wrong, '' otherwise.
   predict(variables, image): probabilities of the classes.
   pictures(variables, batches): pairs of a name and a figure for the report.
   encode_image, and encode_text or score_features: what retrieval and zero-shot
