@@ -10,10 +10,11 @@ a run of this package, or a released checkpoint, for the same classes:
 
 A noisy student sees images that RandAugment has changed and drops parts of
 itself, and its teacher sees clean ones; it is as large as the teacher, or
-larger, and becomes the next teacher. With --config.task.true_labels=0 it uses
-no labels, so that any images will do, whatever class they are put in. A plain
-student sees what the teacher sees, mixed with each other, and learns its
-probabilities at a temperature (Hinton et al., arXiv:1503.02531); it is smaller.
+larger, and becomes the next teacher. With --config.task.true_labels=0 it reads
+no labels, so that any images will do, whatever classes they are put in, and
+those with captions as well; the classes are the test data's. A plain student
+sees what the teacher sees, mixed with each other, and learns its probabilities
+at a temperature (Hinton et al., arXiv:1503.02531); it is smaller.
 
 The argument fashion_mnist is a small run on a CPU whose teacher has seen
 labels of a tenth of the images; the data lies in data/, or where a path after

@@ -4,6 +4,7 @@ import functools
 import pathlib
 import re
 import runpy
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from vit_jax import config
 from vit_jax.analysis import compute
 from vit_jax.data import splits
 from vit_jax.models.vit import count_parameters
-from vit_jax.training import optimizer, schema
+from vit_jax.training import build, frozen, optimizer, schema
 from vit_jax.training import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,9 +79,27 @@ def prepare(name, variant=''):
   if name in ('dalle_emoji', 'dalle_shapes'):
     # Without the discrete VAE, whose codes it takes.
     overrides = (*overrides, '--config.task.image_codes=')
+  settings = resolve(name, variant, overrides)
   if name == 'noisy_student':
-    pytest.skip('needs a trained teacher')
-  return run_lib.prepare(resolve(name, variant, overrides), planned=True)
+    with mock.patch.object(frozen, 'load', teacher):
+      return run_lib.prepare(settings, planned=True)
+  return run_lib.prepare(settings, planned=True)
+
+
+def teacher(student):
+  """Returns a classifier with the model of a student, and zeros in it."""
+  sections = {**student.to_dict(), 'task': {'name': 'classification'}}
+  expected = student.data.expected
+  names = tuple(f'class {i}' for i in range(expected.classes))
+  task = build.make_task(
+    config.resolve(sections, (), schema.SCHEMA),
+    build.Known(names, expected.image_shape),
+  )
+  variables = jax.tree.map(
+    lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
+    jax.eval_shape(task.init, jax.random.key(0)),
+  )
+  return frozen.Frozen(task, variables, {})
 
 
 def trace(name, variant):
@@ -183,30 +202,38 @@ def test_expected_examples_are_those_of_the_split(name):
         assert not overlap, variant
 
 
-# Steps, peak and final learning rate, weight decay times the learning rate.
+# Steps, peak and final learning rate, weight decay times the learning rate,
+# batch size.
 RECIPES = [
-  ('vit_imagenet', 'B/16', 92_897, 3e-3, 0, 0.3),
-  ('vit_imagenet', 'L/32', 92_897, 3e-3, 0, 0.3),
-  ('vit_imagenet21k', 'B/16', 310_823, 1e-3, 1e-5, 0.03),
-  ('vit_imagenet21k', 'L/16,30ep', 103_608, 1e-3, 1e-5, 0.03),
-  ('vit_jft', 'B/32', 517_822, 8e-4, 1e-5, 0.1),
-  ('vit_jft', 'L/32', 517_822, 6e-4, 1e-5, 0.1),
-  ('vit_jft', 'L/16', 517_822, 4e-4, 1e-5, 0.1),
-  ('vit_jft', 'L/16,14ep', 1_035_645, 4e-4, 1e-5, 0.1),
-  ('vit_jft', 'H/14', 1_035_645, 3e-4, 1e-5, 0.1),
-  ('vit_s16_90ep', '90ep', 111_477, 1e-3, 0, 0.1),
-  ('vit_s16_90ep', '300ep', 371_588, 1e-3, 0, 0.1),
-  ('augreg', 'B/16', 92_897, 1e-3, 0, 0.1),
-  ('augreg', 'S/32,none,reg,wd0.03,i21k', 1_036_078, 1e-3, 0, 0.03),
-  ('scaling_vit', 'G/14', 1_000_000, 8e-4, 0, 0.03),
+  ('vit_imagenet', 'B/16', 92_897, 3e-3, 0, 0.3, 4096),
+  ('vit_imagenet', 'L/32', 92_897, 3e-3, 0, 0.3, 4096),
+  ('vit_imagenet21k', 'B/16', 310_823, 1e-3, 1e-5, 0.03, 4096),
+  ('vit_imagenet21k', 'L/16,30ep', 103_608, 1e-3, 1e-5, 0.03, 4096),
+  ('vit_jft', 'B/32', 517_822, 8e-4, 1e-5, 0.1, 4096),
+  ('vit_jft', 'L/32', 517_822, 6e-4, 1e-5, 0.1, 4096),
+  ('vit_jft', 'L/16', 517_822, 4e-4, 1e-5, 0.1, 4096),
+  ('vit_jft', 'L/16,14ep', 1_035_645, 4e-4, 1e-5, 0.1, 4096),
+  ('vit_jft', 'H/14', 1_035_645, 3e-4, 1e-5, 0.1, 4096),
+  ('vit_s16_90ep', '90ep', 111_477, 1e-3, 0, 0.1, 1024),
+  ('vit_s16_90ep', '300ep', 371_588, 1e-3, 0, 0.1, 1024),
+  ('augreg', 'B/16', 92_897, 1e-3, 0, 0.1, 4096),
+  ('augreg', 'S/32,none,reg,wd0.03,i21k', 1_036_078, 1e-3, 0, 0.03, 4096),
+  ('scaling_vit', 'G/14', 1_000_000, 8e-4, 0, 0.03, 16_384),
+  ('masked_patches', 'mean_color', 1_000_000, 2e-4, 0, 0, 4096),
+  # Zhai et al., arXiv:2111.07991, and arXiv:2303.15343.
+  ('lit', 'B/16', 60_000, 1e-3, 0, 0.1, 16_384),
+  ('siglip', 'B/16', 274_658, 1e-3, 0, 0.1, 32_768),
 ]
 
 
 @pytest.mark.parametrize(
-  ('name', 'variant', 'steps', 'peak', 'final', 'decay'), RECIPES
+  ('name', 'variant', 'steps', 'peak', 'final', 'decay', 'batch_size'), RECIPES
 )
-def test_schedule_of_recipe(name, variant, steps, peak, final, decay):
+def test_schedule_of_recipe(
+  name, variant, steps, peak, final, decay, batch_size
+):
   settings = resolve(name, variant)
+  assert settings.batch_size == batch_size
   examples = settings.data.expected.train_examples
   total = config.to_steps(
     settings.total,

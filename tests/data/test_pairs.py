@@ -1,10 +1,13 @@
 """Batches of images with tokens: from a spec, in any process, without twins."""
 
 import contextlib
+import io
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax.data import (
   captions,
@@ -76,6 +79,37 @@ def test_batches_hold_images_and_tokens(source, process):
   assert batch['text'].shape == (8, 8)
   # Six tokens are enough for short captions only.
   assert 0 < batch['truncated'].sum() < 8
+
+
+def test_more_workers_than_shards_read_all_of_it(tmp_path, process):
+  pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+  with tarfile.open(tmp_path / '0.tar', 'w') as archive:
+    for number, image in enumerate(pixels):
+      content = io.BytesIO()
+      Image.fromarray(image).save(content, 'png')
+      for name, data in (
+        (f'{number}.png', content.getvalue()),
+        (f'{number}.txt', f'picture {number}'.encode()),
+      ):
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+  one = captions.open_source(f'shards:{tmp_path}', 'all')
+
+  def read(**options):
+    with contextlib.closing(
+      pipeline.train_batches(one, process, batch_size=2, seed=4, **options)
+    ) as batches:
+      return [next(batches) for _ in range(5)]
+
+  alone, shared = read(threads=1), read(workers=2)
+  for batch, again in zip(alone, shared):
+    for name, value in batch.items():
+      np.testing.assert_array_equal(value, again[name])
+  # Two epochs, each with every record.
+  found = np.concatenate([batch['identity'] for batch in shared])
+  everything = sorted(int(pairs.identity(f'picture {i}')) for i in range(5))
+  assert sorted(found[:5]) == sorted(found[5:]) == everything
 
 
 def test_a_caption_is_drawn_and_the_first_says_what_is_the_same(process):

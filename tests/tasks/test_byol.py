@@ -241,6 +241,18 @@ def test_any_image_tower_learns_and_is_a_plain_model_to_others(model):
   assert jax.eval_shape(made.intermediates, variables, spec['image'])
 
 
+def test_images_that_all_look_the_same_are_a_collapse():
+  made = task()
+  alike = {name: np.ones_like(x) for name, x in batch().items()}
+  loss = jax.jit(made.loss)
+  found = [
+    loss(initialised(made), given, KEY, jnp.int32(0))[1]['feature_variance']
+    for given in (batch(), alike)
+  ]
+  said = [made.warning({'feature_variance': float(x)}) for x in found]
+  assert said[0] == '' and said[1].startswith('collapsed')
+
+
 def test_what_cannot_be_compared_is_refused():
   with pytest.raises(ValueError, match='choose a pooling'):
     jax.eval_shape(task(vit(pooling='none')).init, KEY)

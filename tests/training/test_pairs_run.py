@@ -121,14 +121,33 @@ def test_it_is_scored_while_it_trains(workdir):
 
 
 def test_a_run_goes_on_exactly(workdir, tmp_path):
-  train(config('total=3steps'), tmp_path / 'run')
-  checkpoint = saved.Checkpoints(tmp_path / 'run' / 'checkpoints')
-  assert checkpoint.steps() == [3]
-  (half, *_), (whole, *_) = (
-    saved.Checkpoints(folder / 'checkpoints').load(('params',), 3)
-    for folder in (tmp_path / 'run', workdir)
+  train(config('total=3steps'), tmp_path)
+  assert saved.Checkpoints(tmp_path / 'checkpoints').steps() == [3]
+  assert 'Going on from step 3' in train(config(), tmp_path)
+  (again, _, end), (whole, _, step) = (
+    saved.Checkpoints(folder / 'checkpoints').load()
+    for folder in (tmp_path, workdir)
   )
-  jax.tree.map(np.testing.assert_array_equal, half, whole)
+  assert end == step == 6
+  jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_no_batch_of_a_run_has_a_caption_twice():
+  twice = (
+    f'data.train.source={SHAPES} + {SHAPES}', 'data.train.split=train[:20]',
+  )  # fmt: skip
+
+  def most(unique):
+    """Returns how often a caption comes in a batch, at most."""
+    settings = config(*twice, f'data.text.unique={unique}')
+    run = run_lib.prepare(settings)
+    batches = inputs_lib.train_batches(settings, run.inputs, run.mesh, 5, print)
+    identities = [np.asarray(next(batches)['identity']) for _ in range(4)]
+    batches.close()
+    assert {len(batch) for batch in identities} == {16}
+    return max(np.unique(x, return_counts=True)[1].max() for x in identities)
+
+  assert most(unique=False) == 2 and most(unique=True) == 1
 
 
 def test_parts_of_a_batch_are_as_good_as_the_whole():

@@ -57,6 +57,10 @@ RUNS = {
     + [evaluated_row(100, 0.9), evaluated_row(500, 0.8)],
     CURVES,
   ),
+  'what a task has': (
+    [{'step': 1, 'train/feature_variance': 0.0, 'test/feature_variance': 0.0}],
+    {'feature_variance'},
+  ),
   'not a number': (
     [trained_row(1, 2.0), trained_row(2, float('nan'))],
     CURVES,

@@ -13,7 +13,9 @@ those of these that it wants, which the program supplies:
 
 What it reads is the class attribute `reads`, one of
 
-  'labels': batches of `image` and `label`.
+  'labels': batches of `image` and `label`. Where the class attribute
+    `share_of_labels` names a key of `config.task` that is 0, training reads no
+    labels: its batches are without, its images of any classes or of none.
   'images': batches of `image`.
   'views': batches of `image` and `view`, another augmentation of the same.
   'captions': batches of `image`, `text`, `identity` and `truncated`; see
@@ -31,8 +33,12 @@ images. Its methods are
 
 Not every task has these:
 
+  test_batch_spec(size): shapes of a test batch, where it has more than one of
+    training.
   intermediates(variables, image): what the image model computes on the way, by
     name; few-shot evaluation and linear probes take their features from it.
+  warning(means): what to tell a person of means of the training metrics that
+    show a training gone wrong, '' otherwise.
   predict(variables, image): probabilities of the classes.
   pictures(variables, batches): pairs of a name and a figure for the report.
   encode_image, and encode_text or score_features: what retrieval and zero-shot

@@ -18,6 +18,9 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 Variables = Mapping[str, Any]
 
+# Less variance of directions than features have that tell images apart.
+_COLLAPSED = 0.01
+
 
 class Perceptron(nn.Module):
   """A hidden layer with batch norm and ReLU, and a linear one (section 3.3)."""
@@ -256,6 +259,20 @@ class BYOL:
     loss += distance(predictions[1], targets[0])
     mask = batch.get('mask', jnp.ones(len(loss)))
     return {'loss': loss, 'feature_variance': variance(projections[0], mask)}
+
+  def warning(self, means: Mapping[str, float]) -> str:
+    """Returns what to say if all features have become the same; '' if not.
+
+    Args:
+      means: of the metrics of training.
+    """
+    if means['feature_variance'] >= _COLLAPSED:
+      return ''
+    return (
+      'collapsed: feature_variance is near 0, so all images have the same '
+      'features. Try a lower config.optimizer.learning_rate, or a higher '
+      'config.task.target_decay.'
+    )
 
   def intermediates(self, variables: Variables, image: Array) -> dict[str, Any]:
     """Returns what the online model computes on the way, by name."""

@@ -31,9 +31,10 @@ class Distillation(Classification):
   """
 
   teacher: ClassVar[str] = 'teacher_path'
+  share_of_labels: ClassVar[str] = 'true_labels'
 
-  # The workdir of a run that has learned the same classes, or a released
-  # checkpoint.
+  # The workdir of a run that has learned the same classes in the same order, or
+  # a released checkpoint.
   teacher_path: str
   # The model there: its `task`, and its `variables` until `init` has put them
   # where they stay, the collection `frozen`.
@@ -46,7 +47,8 @@ class Distillation(Classification):
   # Divides the logits of both for soft targets: the higher, the more do small
   # probabilities count.
   temperature: float = 1.0
-  # Share of the true labels in the loss; 0 does not use labels.
+  # Share of the true labels in the loss; 0 does not read them, and takes any
+  # images.
   true_labels: float = 0.0
 
   def __post_init__(self):
@@ -94,7 +96,13 @@ class Distillation(Classification):
     spec = super().batch_spec(size)
     if self.teacher_sees == 'view':
       spec['view'] = spec['image']
+    if not self.true_labels:
+      del spec['label']
     return spec
+
+  def test_batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a test batch, which has labels."""
+    return super().batch_spec(size)
 
   def init(self, key: Array) -> dict[str, Any]:
     """Returns freshly initialised variables, and those of the teacher."""
@@ -112,6 +120,13 @@ class Distillation(Classification):
       return jax.nn.sigmoid(logits / self.temperature)
     return jax.nn.softmax(logits / self.temperature)
 
+  def _labels(self, label: Array, train: bool) -> Array:
+    """Returns the targets of true labels, [batch, classes]."""
+    labels = jax.nn.one_hot(label, len(self.class_names))
+    if train and self.label_smoothing:
+      return optax.smooth_labels(labels, self.label_smoothing)
+    return labels
+
   def loss(
     self,
     variables: Mapping[str, Any],
@@ -123,24 +138,26 @@ class Distillation(Classification):
     """Returns the mean loss over the batch, and metrics of training.
 
     The loss of soft targets is multiplied with the square of the temperature,
-    which keeps its gradients as large as at a temperature of 1.
+    which keeps its gradients as large as at a temperature of 1. Who is right is
+    told only where true labels are read.
 
     Args:
       variables: of the model, and `frozen` of the teacher.
-      batch: `image` [batch, height, width, channels], `label` [batch], and
-        `view` like `image` if the teacher sees that.
+      batch: `image` [batch, height, width, channels]; `view` like `image` if
+        the teacher sees that; `label` [batch] if true labels count.
       key: random key of this batch.
       step: not used; other tasks have schedules.
       train: whether to regularise.
     """
     del step
-    image, classes = batch['image'], len(self.class_names)
+    image = batch['image']
     mixup_key, dropout_key = jax.random.split(key)
     said = self._teacher_logits(variables, batch[self.teacher_sees])
-    labels = jax.nn.one_hot(batch['label'], classes)
-    if train and self.label_smoothing:
-      labels = optax.smooth_labels(labels, self.label_smoothing)
-    targets = jnp.stack([self._probabilities(said), labels], axis=1)
+    # [batch, 1 or 2, classes]
+    targets = self._probabilities(said)[:, None]
+    if self.true_labels:
+      labels = self._labels(batch['label'], train)
+      targets = jnp.append(targets, labels[:, None], axis=1)
     if train and self.mixup:
       image, targets = mixup(image, targets, self.mixup, mixup_key)
     logits, _ = self.model.apply(
@@ -150,10 +167,11 @@ class Distillation(Classification):
     loss = (1 - self.true_labels) * self.temperature**2 * taught
     if self.true_labels:
       loss += self.true_labels * self._cross_entropy(logits, targets[:, 1])
-    found = logits.argmax(-1)
-    metrics = {
-      'accuracy': (found == batch['label']).mean(),
-      'agreement': (found == said.argmax(-1)).mean(),
-      'teacher_accuracy': (said.argmax(-1) == batch['label']).mean(),
-    }
+    found, said = logits.argmax(-1), said.argmax(-1)
+    metrics = {'agreement': (found == said).mean()}
+    if self.true_labels:
+      metrics |= {
+        'accuracy': (found == batch['label']).mean(),
+        'teacher_accuracy': (said == batch['label']).mean(),
+      }
     return loss.mean(), metrics, {}

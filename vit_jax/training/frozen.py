@@ -8,7 +8,7 @@ its checkpoints, so that whoever reads those does not need the other run.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ class Frozen:
     task: what it has learned.
     variables: on the host; None where they come from a checkpoint.
     meta: what `of_meta` makes the same task of.
+    names_known: whether the names of its classes are, or only their number.
   """
 
   task: Any
   variables: Any
   meta: Mapping[str, Any]
+  names_known: bool = False
 
   @property
   def identity(self) -> str:
@@ -65,7 +67,36 @@ def load(config: Any) -> Frozen | None:
   task = build.make_task(
     found.config, found.known, frozen=of_meta(found.teacher)
   )
-  return Frozen(task, variables, meta)
+  return Frozen(task, variables, meta, found.names_known)
+
+
+def check_classes(
+  config: Any, frozen: Frozen | None, class_names: Sequence[str]
+) -> None:
+  """Raises ConfigError if a teacher's classes are not those of the data.
+
+  Where either has no names, or another number of them, nothing is compared:
+  the number is for the task to judge.
+
+  Args:
+    config: complete.
+    frozen: what `load` gives of it.
+    class_names: of the data, by label.
+  """
+  if frozen is None or not frozen.names_known:
+    return
+  taught = getattr(frozen.task, 'class_names', ())
+  if len(taught) != len(class_names):
+    return
+  for label, (there, here) in enumerate(zip(taught, class_names)):
+    if there != here:
+      key = schema.TASKS[config.task.name].teacher
+      raise ConfigError(
+        f'config.task.{key}: class {label} of {config.task[key]} is {there!r}, '
+        f'but of the data {here!r}. Name the same classes in the same order by '
+        'config.data.classes. If these are two names of the same, take the '
+        'names away: python -m vit_jax.convert TEACHER teacher.npz'
+      )
 
 
 def _grid(model: Any) -> tuple[int, int] | None:

@@ -109,12 +109,20 @@ class _Loop:
     self.pending = []  # (step, metrics on the devices) not yet looked at.
     self.tested = (0, {})  # Step and result of the newest evaluation.
     self.broken = set()  # Names of records that could not be read.
+    self.warnings = set()  # Of the task, said already.
 
   def say_broken(self, name: str, reason: str) -> None:
     """Says once that a record is skipped."""
     if name not in self.broken:
       self.broken.add(name)
       self.bar.say(f'skipped, cannot be read: {name} ({reason})')
+
+  def say_warning(self, step: int, means: Mapping[str, float]) -> None:
+    """Says once what the task finds wrong with its training."""
+    warning = getattr(self.run.task, 'warning', lambda means: '')(means)
+    if warning and warning not in self.warnings:
+      self.warnings.add(warning)
+      self.bar.say(f'step {step:,}  {warning}')
 
   def test_batches(self) -> Iterator[inputs_lib.Batch]:
     """Yields each test example once, on the devices."""
@@ -241,10 +249,11 @@ class _Loop:
     self.pending = []
     if not rows:
       return
-    values = {
-      f'train/{name}': float(np.mean([row[name] for row in rows]))
-      for name in rows[0]
+    means = {
+      name: float(np.mean([row[name] for row in rows])) for name in rows[0]
     }
+    self.say_warning(step, means)
+    values = {f'train/{name}': mean for name, mean in means.items()}
     rate = self.run.schedule(step - 1) * self.config.optimizer.learning_rate
     values['train/learning_rate'] = float(rate)
     figures = f'loss {values["train/loss"]:.4f}'

@@ -26,19 +26,29 @@ def reads(config: Any) -> str:
   return schema.TASKS[config.task.name].reads
 
 
+def ignores_labels(config: Any) -> bool:
+  """Returns whether a task that reads labels learns without those of training.
+
+  Then its training data can be any images, with other classes or none.
+  """
+  share = getattr(schema.TASKS[config.task.name], 'share_of_labels', None)
+  return share is not None and not config.task[share]
+
+
 def open_split(config: Any, name: str) -> Any:
   """Opens `config.data.train` or `config.data.test`."""
   section, where = config.data[name], f'config.data.{name}'
-  if not captions.is_known(section.source) or reads(config) == 'labels':
+  unlabelled = name == 'train' and ignores_labels(config)
+  labelled = reads(config) == 'labels' and not unlabelled
+  if labelled or not captions.is_known(section.source):
     if reads(config) == 'captions':
       known = ', '.join(captions.FAMILIES)
       raise ConfigError(
         f'{where}.source {section.source!r} has no captions, which '
         f'{config.task.name} learns from. Sources of captions: {known}.'
       )
-    return open_source(
-      section.source, section.split, config.data.classes, where
-    )
+    classes = () if unlabelled else config.data.classes
+    return open_source(section.source, section.split, classes, where)
   source = texts.open_source(section, where)
   about = image_codes.about(config, name)
   if about:

@@ -165,6 +165,19 @@ def _accuracy(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
   return _finish(figure, axes, note)
 
 
+def _feature_variance(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
+  drawn = _pair(rows, 'feature_variance', 'Feature variance', _number)
+  if drawn is None:
+    return None
+  figure, axes, values = drawn
+  axes.set_ylim(0, 1.08 * values.max() or 1)
+  note = (
+    'At 0 all images have the same features, and nothing is learned; at 1 '
+    'their directions cancel.'
+  )
+  return _finish(figure, axes, note)
+
+
 def _learning_rate(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
   key = 'train/learning_rate'
   _, values = _series(rows, key)
@@ -210,6 +223,7 @@ def _speed(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
 _CURVES = {
   'loss': _loss,
   'accuracy': _accuracy,
+  'feature_variance': _feature_variance,
   'learning_rate': _learning_rate,
   'speed': _speed,
 }
@@ -228,7 +242,7 @@ def _folder(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def write(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Draws loss, accuracy, learning rate and speed; returns the files.
+  """Draws the curves of a run; returns the files.
 
   What `metrics.jsonl` has no figures of is not drawn.
   """

@@ -68,10 +68,19 @@ class Run:
   @property
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a training batch, each with its sharding."""
+    return self._placed(self.task.batch_spec(self.config.batch_size))
+
+  @property
+  def test_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of so many test examples, each with its sharding."""
+    spec = getattr(self.task, 'test_batch_spec', self.task.batch_spec)
+    return self._placed(spec(self.config.batch_size))
+
+  def _placed(self, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = mesh_lib.batch_sharding(self.mesh)
     return {
       name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
-      for name, spec in self.task.batch_spec(self.config.batch_size).items()
+      for name, spec in batch.items()
     }
 
   def steps(self, duration: Duration) -> int:
@@ -137,7 +146,9 @@ def _trace(run: Run) -> list[str]:
   try:
     with jax.set_mesh(run.mesh):
       run.train_step.eval_shape(run.state, run.batch)
-      metrics = jax.eval_shape(run.task.metrics, run.state.evaluated, run.batch)
+      metrics = jax.eval_shape(
+        run.task.metrics, run.state.evaluated, run.test_batch
+      )
   except (TypeError, ValueError) as error:
     raise ConfigError(f'config.model or config.task: {error}') from error
   return [*metrics]
@@ -191,6 +202,7 @@ def prepare(
       image_codes.check_readable(config, name, frozen)
     image_codes.check_same_codes(config, frozen)
   if not inputs.planned:
+    frozen_lib.check_classes(config, frozen, inputs.known.class_names)
     for name in ('train', 'test'):
       image_codes.check_same_vae(config, name, frozen)
   make_task = functools.partial(

@@ -203,7 +203,7 @@ SCHEMA = {
     'train': Split,
     'test': Split,
     # Names of the only classes to use, in the order of their labels; () uses
-    # all.
+    # all. Training without labels takes all images, and these for testing.
     'classes': Field(tuple, ()),
     'text': Text,
     # Processes that read ahead; 0 reads in threads of the main one.
