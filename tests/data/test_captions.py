@@ -163,6 +163,28 @@ def test_an_archive_is_indexed_once(tmp_path, monkeypatch):
   assert len(scans) == 2
 
 
+def test_an_index_is_for_everybody_and_whole_or_not_there(
+  tmp_path, monkeypatch
+):
+  path, kept = tmp_path / 'set.tar', tmp_path / 'set.tar.index.npz'
+  write_tar(path, {'a': b'first'})
+  before = os.umask(0o027)
+  try:
+    found = tar_files.Archive(path).files()
+  finally:
+    os.umask(before)
+  assert kept.stat().st_mode & 0o777 == 0o640
+  kept.unlink()
+
+  def full(file, **arrays):
+    file.write(b'half of it')
+    raise OSError('no space left')
+
+  monkeypatch.setattr(np, 'savez', full)
+  assert tar_files.Archive(path).files() == found
+  assert os.listdir(tmp_path) == ['set.tar']
+
+
 @pytest.mark.parametrize('damage', ['cut', 'end cut', 'header', 'no tar', 'gz'])
 def test_damaged_archives_are_refused(tmp_path, damage):
   path = tmp_path / ('a.tar.gz' if damage == 'gz' else 'a.tar')
