@@ -298,7 +298,21 @@ def test_variants_of_imagenet_are_chosen_from_their_classes(
     classifying.variants(model, scorer, ['imagenet_a'], str(prompts))
 
 
-def untrained(learned):
+def test_a_model_of_grey_images_is_shown_coloured_ones():
+  matcher = matching.Matcher(untrained(False, channels=1))
+  rng = np.random.default_rng(0)
+  coloured = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+  grey = np.rint(coloured @ [[0.299], [0.587], [0.114]]).astype(np.uint8)
+  scores = matcher.score(coloured, ['1 2', '3'])
+  np.testing.assert_allclose(
+    scores, matcher.score(grey, ['1 2', '3']), atol=0.01
+  )
+  assert np.ptp(scores) > 0.05
+  with pytest.raises(ValueError, match='Resize it'):
+    matcher.score(coloured[:, :8], ['1 2'])
+
+
+def untrained(learned, channels=3):
   """Returns a CLIP, or a classifier of ImageNet, that nobody has trained."""
   size = 'eval.batch_size=200'
   settings = config('model.text.vocabulary_size=514', size)
@@ -307,7 +321,7 @@ def untrained(learned):
     task = dict(name='classification')
     settings = config(size, task=task, model=tower)
   words = tokenizer.Tokenizer((), 16)
-  known = build.Known(IDS if learned else (), (16, 16, 3), words)
+  known = build.Known(IDS if learned else (), (16, 16, channels), words)
   task = build.make_task(settings, known)
   mesh = mesh_lib.make(settings.mesh, jax.devices()[:1])
   rng = np.random.default_rng(1)

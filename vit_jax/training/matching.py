@@ -15,7 +15,7 @@ from vit_jax.config import ConfigError
 from vit_jax.evaluation import pair_features
 from vit_jax.tasks import contrastive_loss
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import records, trained
+from vit_jax.training import inputs, records, trained
 
 # Images that go through the model at a time, at most.
 _BATCH = 64
@@ -106,8 +106,17 @@ class Matcher:
 
     Returns:
       Cosines, float32 [images, texts].
+
+    Raises:
+      ValueError: an image is, prepared, of another size than the model takes.
     """
-    prepared = np.stack([self._prepare({'image': x})['image'] for x in images])
+    shape = self.model.task.image_shape
+    prepared = np.stack(
+      [
+        inputs.with_channels(self._prepare({'image': x})['image'], shape)
+        for x in images
+      ]
+    )
     size = self.model.whole_batch(min(_BATCH, len(prepared)))
     encoded, found = self.encode_texts(texts), []
     for start in range(0, len(prepared), size):
