@@ -14,8 +14,8 @@ import numpy as np
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import pair_features
 from vit_jax.tasks import contrastive_loss
-from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import inputs, records, trained
+from vit_jax.training import mesh as mesh_lib
 
 # Images that go through the model at a time, at most.
 _BATCH = 64
@@ -23,11 +23,19 @@ _BATCH = 64
 
 def check_tokenizer(model: trained.Trained) -> None:
   """Raises ConfigError for a released model that nobody can write to."""
-  if model.task.tokenizer is None:
+  if model.task.tokenizer is not None:
+    return
+  # Released text towers that see what comes after a token are big_vision's.
+  if not model.config.model.text.causal:
     raise ConfigError(
-      'The checkpoint has no tokenizer: name its file of merges by '
-      '--config.data.text.tokenizer=FILE.'
+      'The checkpoint (SigLIP, LiT) reads texts by SentencePiece, '
+      'which is not here: its text tower runs on tokens alone. Ask for what '
+      'needs no texts, such as --tasks=linear_probe of evaluate.'
     )
+  raise ConfigError(
+    'The checkpoint has no tokenizer: name its file of merges by '
+    '--config.data.text.tokenizer=FILE.'
+  )
 
 
 class Matcher:
