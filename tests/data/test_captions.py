@@ -250,6 +250,24 @@ def test_shards_are_one_source_in_order(tmp_path):
   assert len(caption_shards.open_shards(pattern)['all']()) == 2
 
 
+@pytest.mark.parametrize(
+  'name, content, message',
+  [
+    ('0.txt', b'caf\xe9', "can't decode"),
+    ('0.json', b'{"caption": "caf', 'the .json of .*Unterminated'),
+    ('0.json', b'{"caption": 3}', '3 is neither'),
+  ],
+)
+def test_a_caption_that_cannot_be_read_is_named(
+  tmp_path, name, content, message
+):
+  write_tar(tmp_path / 'a.tar', {'0.png': png(0), name: content})
+  source = caption_shards.open_shards(str(tmp_path))['all']()
+  with pytest.raises(ValueError, match=message) as error:
+    source.captions(0)
+  assert f'{tmp_path}/a.tar: 0: ' in str(error.value)
+
+
 def test_shards_without_texts_say_what_they_hold(tmp_path):
   write_tar(tmp_path / '0.tar', {'0.png': png(0), '0.cls': b'5'})
   openers = caption_shards.open_shards(str(tmp_path))

@@ -1,8 +1,11 @@
 """What a configuration of images with texts asks for is what is done."""
 
+import contextlib
+import dataclasses
 import io
 import json
 import pathlib
+import tarfile
 
 import jax
 import numpy as np
@@ -163,6 +166,32 @@ def test_a_run_says_what_the_rules_refuse(captioned):
   text = console.file.getvalue()
   assert '3 examples' in text
   assert '2 caption not Latin, 1 image too long' in text
+
+
+def test_a_caption_that_cannot_be_read_is_skipped_as_images_are(tmp_path):
+  with tarfile.open(tmp_path / '0.tar', 'w') as archive:
+    for number in range(4):
+      image = io.BytesIO()
+      Image.new('RGB', (16, 16)).save(image, 'png')
+      text = b'caf\xe9' if number == 2 else b'cup %d' % number
+      for name, content in (('png', image.getvalue()), ('txt', text)):
+        member = tarfile.TarInfo(f'{number}.{name}')
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+  settings = with_captions(
+    f'shards:{tmp_path}', 'data.text.unique=true', 'data.text.tokenizer=',
+    'model.text.vocabulary_size=516', 'batch_size=4', 'data.max_broken=0.3',
+  )  # fmt: skip
+  found, said = inputs.open_inputs(settings), []
+  mesh = mesh_lib.make(settings.mesh, jax.devices()[:1])
+  found = dataclasses.replace(found, names=('image',))
+  batches = inputs.train_batches(
+    settings, found, mesh, 0, lambda *given: said.append(given)
+  )
+  with contextlib.closing(batches):
+    next(batches)
+  ((name, reason),) = said
+  assert name == f'{tmp_path}/0.tar: 2' and "can't decode" in reason
 
 
 @pytest.mark.parametrize(

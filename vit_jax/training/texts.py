@@ -4,7 +4,13 @@ import itertools
 from typing import Any
 
 from vit_jax.config import ConfigError
-from vit_jax.data import caption_filter, captions, tokenizer, unique_order
+from vit_jax.data import (
+  caption_filter,
+  caption_source,
+  captions,
+  tokenizer,
+  unique_order,
+)
 from vit_jax.training import schema
 
 # Records whose captions a tokenizer is made from, where none is given.
@@ -103,8 +109,10 @@ def open_tokenizer(
     if path:
       merges = tokenizer.read_merges(tokenizer.packaged(path) or path)
     else:
-      numbers = range(min(_MEASURED, len(source)))
-      texts = itertools.chain.from_iterable(map(source.captions, numbers))
+      texts = itertools.chain.from_iterable(
+        caption_source.readable_captions(source, index)
+        for index in range(min(_MEASURED, len(source)))
+      )
       merges = tokenizer.train_merges(texts, size)
     result = tokenizer.Tokenizer(merges, length)
   except (ValueError, OSError) as error:
