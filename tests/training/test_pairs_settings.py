@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 import tarfile
 
 import jax
@@ -31,6 +32,7 @@ from vit_jax.training import (
   schema,
   scoring,
   summary,
+  texts,
   trained,
 )
 from vit_jax.training import mesh as mesh_lib
@@ -165,19 +167,50 @@ def test_a_run_says_what_the_rules_refuse(captioned):
   console.print(summary.of_plan(run))
   text = console.file.getvalue()
   assert '3 examples' in text
-  assert '2 caption not Latin, 1 image too long' in text
+  refused = '2 caption not Latin, 1 image too long'
+  assert re.search(f'left out +{refused}', text)
+  assert re.search(f'left out of test +{refused}', text)
+
+
+def test_what_is_left_out_is_counted_at_every_stage(tmp_path):
+  rows = (
+    ('plain', ['a fox', '3']), ('plain', ['4']), ('odd', ['a wolf']),
+    ('plain', ['a cat']),
+  )  # fmt: skip
+  files = {f'{number}.png': b'' for number in range(5)}
+  for number, (style, several) in enumerate(rows):
+    row = {'style': style, 'captions': several}
+    files[f'{number}.json'] = json.dumps(row).encode()
+  write_tar(tmp_path / '0.tar', files)
+  settings = with_captions(
+    f'shards:{tmp_path} where style=plain', 'data.text.characters=(2,99)'
+  )
+  with settings.unlocked():
+    settings.data.train.split = 'all[:2]+all[2:]'
+  source = records.open_split(settings, 'train')
+  assert [source.captions(i) for i in range(len(source))] == [
+    ('a fox',), ('a cat',)
+  ]  # fmt: skip
+  assert texts.left_out(source).split(', ') == [
+    '1 caption too short', '1 captions of records that stay',
+    '1 not style=plain', '1 no text',
+  ]  # fmt: skip
+
+
+def write_tar(path, files):
+  with tarfile.open(path, 'w') as archive:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
 
 
 def test_a_caption_that_cannot_be_read_is_skipped_as_images_are(tmp_path):
-  with tarfile.open(tmp_path / '0.tar', 'w') as archive:
-    for number in range(4):
-      image = io.BytesIO()
-      Image.new('RGB', (16, 16)).save(image, 'png')
-      text = b'caf\xe9' if number == 2 else b'cup %d' % number
-      for name, content in (('png', image.getvalue()), ('txt', text)):
-        member = tarfile.TarInfo(f'{number}.{name}')
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
+  image = io.BytesIO()
+  Image.new('RGB', (16, 16)).save(image, 'png')
+  files = {f'{number}.png': image.getvalue() for number in range(4)}
+  files |= {f'{number}.txt': b'cup %d' % number for number in range(4)}
+  write_tar(tmp_path / '0.tar', files | {'2.txt': b'caf\xe9'})
   settings = with_captions(
     f'shards:{tmp_path}', 'data.text.unique=true', 'data.text.tokenizer=',
     'model.text.vocabulary_size=516', 'batch_size=4', 'data.max_broken=0.3',
