@@ -260,6 +260,23 @@ def test_the_ring_is_the_plain_loss(kind, monkeypatch):
   )
 
 
+def test_a_sigmoid_loss_starts_with_the_bias_of_its_batch():
+  settings = config('task.loss_function=sigmoid', 'batch_size=32')
+  run = run_lib.prepare(settings)
+  assert run.init().params['logit_bias'] == pytest.approx(-np.log(31))
+  # What is written is a number, which no other batch changes.
+  assert run.config.model.initial_bias == pytest.approx(-np.log(31))
+  run = run_lib.prepare(
+    config('task.loss_function=sigmoid', 'model.initial_bias=-2.0')
+  )
+  assert run.init().params['logit_bias'] == -2
+  assert 'logit_bias' not in run_lib.prepare(config()).state.params
+  with pytest.raises(ConfigError, match='a batch of 1 has no pairs'):
+    run_lib.prepare(
+      config('task.loss_function=sigmoid', 'batch_size=1'), jax.devices()[:1]
+    )
+
+
 def planned(image, grid, **sections):
   """Returns a CLIP with an image tower, of data that is not here."""
   size = [8 * x for x in grid]
