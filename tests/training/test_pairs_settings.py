@@ -1,5 +1,6 @@
 """What a configuration of images with texts asks for is what is done."""
 
+import collections
 import contextlib
 import dataclasses
 import io
@@ -17,7 +18,9 @@ from rich.console import Console
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError
 from vit_jax.data import array_sources, tokenizer
+from vit_jax.evaluation import corruptions
 from vit_jax.tasks import contrastive_loss
+from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.training import (
   build,
   classifying,
@@ -97,6 +100,57 @@ def test_the_best_may_be_by_any_figure_that_is_measured(tmp_path):
     result = scorer.zero_shot(model.variables, source, named)
   assert result.examples == 40
   assert figures[best] == pytest.approx(result.top_1, abs=1e-6)
+
+
+def calls(monkeypatch, task, *names):
+  """Returns how often methods are called: those that are jitted, compiled."""
+  counts = collections.Counter()
+
+  def counted(name, method):
+    def call(*given):
+      counts[name] += 1
+      return method(*given)
+
+    return call
+
+  for name in names:
+    monkeypatch.setattr(task, name, counted(name, getattr(task, name)))
+  return counts
+
+
+def test_towers_are_compiled_once_for_all_evaluations(monkeypatch):
+  towers = calls(monkeypatch, Contrastive, 'encode_image', 'encode_text')
+  run = run_lib.prepare(config(*EVALUATION[:3]))
+  with jax.set_mesh(run.mesh):
+    variables, made = run.init().evaluated, evaluators.make(run, print)
+    for _ in range(2):
+      figures = [evaluator(variables, iter) for evaluator in made]
+  assert len(figures) == 2
+  # Images come with captions, and with labels.
+  assert towers == {'encode_image': 2, 'encode_text': 1}
+
+
+@pytest.mark.parametrize('learned', [False, True])
+def test_corruptions_are_scored_by_one_program(learned, monkeypatch):
+  model = untrained(learned)
+  method = 'predict' if learned else 'encode_image'
+  called = calls(monkeypatch, type(model.task), method)
+  texts = calls(monkeypatch, Contrastive, 'tokens')
+  one = {'contrast': corruptions.CORRUPTIONS['contrast']}
+  monkeypatch.setattr(corruptions, 'CORRUPTIONS', one)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (20, 16, 16, 3), np.uint8)
+  source = array_sources.ArraySource(images, np.arange(20), IDS, 'test')
+  scorer = scoring.Scorer(model.task, model.config, model.mesh, print)
+  measure = classifying.measure(model, scorer, IDS, None)
+  with jax.set_mesh(model.mesh):
+    found = scorer.robustness(
+      source, lambda worse, transform: measure(worse, transform=transform).top_1
+    )
+  assert len(found.accuracies['contrast']) == 5
+  assert called == {method: 1}
+  # The thousand names of the classes, 200 at a time.
+  assert texts == ({} if learned else {'tokens': 5})
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,7 @@ class Matcher:
     check_tokenizer(model)
     self.model = model
     self._prepare = records.open_preprocess(model.config, 'test')
-    self._texts = pair_features.make_encode_texts(
-      model.task, model.variables, model.whole_batch(16)
-    )
+    self._encoders = pair_features.Encoders(model.task, model.whole_batch(16))
     # Once for all texts.
     self._score = jax.jit(
       lambda variables, image, encoded: (
@@ -68,7 +66,7 @@ class Matcher:
   def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
     """Returns features [texts, width] of unit length."""
     with jax.set_mesh(self.model.mesh):
-      return self._texts(texts)
+      return self._encoders.texts(self.model.variables, texts)
 
   def scorer(self, texts: Sequence[str]) -> Callable[[Any, Any], jax.Array]:
     """Returns a function from variables and images to their cosines.
