@@ -64,7 +64,8 @@ def get_config(variant: str = 'B/16') -> ConfigDict:
         ),
         image_head='none',
         text_head='affine',
-        # Section 3.2: t' = log 10 and b = -10.
+        # Section 3.2: t' = log 10 and b = -10. Without a number the bias would
+        # follow from the batch: -log(batch_size - 1), here -10.4.
         initial_scale=10.0,
         initial_bias=-10.0,
       ),

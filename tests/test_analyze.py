@@ -212,7 +212,7 @@ VIT = ('attention-map', f'--checkpoint={GOLDENS / "vit_gap.npz"}')
         '--tower=text',
         '--config.data.text.tokenizer=',
       ),
-      'has no tokenizer',
+      'by SentencePiece',
     ),
   ],
 )

@@ -191,8 +191,8 @@ def _retrieval(
       f'{model.config.data.test.source!r} has no captions to find. Name a '
       'source of captions by --config.data.test.source.'
     )
-  found, chance = scorer.retrieval(model.variables, source, known.captions)
-  results = {where: found, 'chance': chance}
+  found, among = scorer.retrieval(model.variables, source, known.captions)
+  results = {where: found, 'chance': among.chance()}
   return retrieval.figures(found), {'retrieval_results': results}, where
 
 

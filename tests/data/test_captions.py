@@ -163,6 +163,28 @@ def test_an_archive_is_indexed_once(tmp_path, monkeypatch):
   assert len(scans) == 2
 
 
+def test_an_index_is_for_everybody_and_whole_or_not_there(
+  tmp_path, monkeypatch
+):
+  path, kept = tmp_path / 'set.tar', tmp_path / 'set.tar.index.npz'
+  write_tar(path, {'a': b'first'})
+  before = os.umask(0o027)
+  try:
+    found = tar_files.Archive(path).files()
+  finally:
+    os.umask(before)
+  assert kept.stat().st_mode & 0o777 == 0o640
+  kept.unlink()
+
+  def full(file, **arrays):
+    file.write(b'half of it')
+    raise OSError('no space left')
+
+  monkeypatch.setattr(np, 'savez', full)
+  assert tar_files.Archive(path).files() == found
+  assert os.listdir(tmp_path) == ['set.tar']
+
+
 @pytest.mark.parametrize('damage', ['cut', 'end cut', 'header', 'no tar', 'gz'])
 def test_damaged_archives_are_refused(tmp_path, damage):
   path = tmp_path / ('a.tar.gz' if damage == 'gz' else 'a.tar')
@@ -226,6 +248,24 @@ def test_shards_are_one_source_in_order(tmp_path):
     source[6]
   pattern = str(tmp_path / 'train' / '0[1-9].tar')
   assert len(caption_shards.open_shards(pattern)['all']()) == 2
+
+
+@pytest.mark.parametrize(
+  'name, content, message',
+  [
+    ('0.txt', b'caf\xe9', "can't decode"),
+    ('0.json', b'{"caption": "caf', 'the .json of .*Unterminated'),
+    ('0.json', b'{"caption": 3}', '3 is neither'),
+  ],
+)
+def test_a_caption_that_cannot_be_read_is_named(
+  tmp_path, name, content, message
+):
+  write_tar(tmp_path / 'a.tar', {'0.png': png(0), name: content})
+  source = caption_shards.open_shards(str(tmp_path))['all']()
+  with pytest.raises(ValueError, match=message) as error:
+    source.captions(0)
+  assert f'{tmp_path}/a.tar: 0: ' in str(error.value)
 
 
 def test_shards_without_texts_say_what_they_hold(tmp_path):

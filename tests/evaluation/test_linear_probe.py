@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
+from vit_jax.config import ConfigError
 from vit_jax.evaluation import linear_probe
 
 
@@ -78,6 +79,8 @@ def test_holding_out_takes_of_each_class_but_never_all():
   assert held.tolist() != other.tolist()
   with pytest.raises(ValueError, match='between 0 and 1, got 30'):
     linear_probe.hold_out(labels, share=30)
+  with pytest.raises(ConfigError, match='of 3 classes.*needs two'):
+    linear_probe.hold_out(np.arange(3))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.data import pipeline, preprocess
-from vit_jax.evaluation import few_shot, pair_features, retrieval
+from vit_jax.data import pipeline, preprocess, tokenizer
+from vit_jax.evaluation import pair_features, retrieval
 from vit_jax.training import mesh as mesh_lib
 
 WIDTH = 5
@@ -15,15 +15,20 @@ WIDTH = 5
 class Letters:
   """Texts are counts of letters; images hold such counts as pixels."""
 
+  # How often each was compiled.
+  images = texts = 0
+
   def tokens(self, texts):
     counts = [[text.count(x) for x in 'abcde'] for text in texts]
     return np.array(counts, np.int32)
 
   def encode_text(self, variables, tokens):
     assert tokens.shape == (16, WIDTH)
+    self.texts += 1
     return tokens.astype(jnp.bfloat16) * variables['scale'], {}
 
   def encode_image(self, variables, image):
+    self.images += 1
     return image[:, 0, :, 0] * variables['scale'], {'pooled': image}
 
 
@@ -68,24 +73,39 @@ def test_retrieval_of_what_can_be_read(devices):
       yield mesh_lib.to_mesh(batch, mesh)
 
   with jax.set_mesh(mesh):
-    encode_images = pair_features.make_encode_images(task)
-    images = few_shot.collect(encode_images, variables, batches())
-    encode_texts = pair_features.make_encode_texts(task, variables, 16)
-    texts = encode_texts([x for i in range(40) for x in source.captions(i)])
-    result, chance = pair_features.evaluate_retrieval(
-      task, variables, batches(), source.captions, batch_size=16
+    encoders = pair_features.Encoders(task, batch_size=16)
+    images = encoders.images(variables, batches())
+    texts = encoders.texts(
+      variables, [x for i in range(40) for x in source.captions(i)]
     )
+    result, among = encoders.retrieval(variables, batches(), source.captions)
+    # Of other variables, by the same programs.
+    doubled = {'scale': np.float32(1.0)}
+    others = encoders.images(doubled, batches())
+    encoders.texts(doubled, ['abc'] * 17)
+  assert (task.images, task.texts) == (1, 1)
+  chance = among.chance()
   assert texts.dtype == np.float32 and texts.shape == (79, WIDTH)
   readable = np.setdiff1d(np.arange(40), source.torn)
-  np.testing.assert_array_equal(
-    images['features'][readable], source.counts[readable] / 2
-  )
+  np.testing.assert_array_equal(images['index'], readable)
+  counts = source.counts[readable]
+  np.testing.assert_array_equal(images['features'], counts / 2)
+  np.testing.assert_array_equal(others['features'], counts)
   text_of = np.repeat(np.arange(40), [i % 3 + 1 for i in range(40)])
   kept = np.isin(text_of, readable)
-  expected = retrieval.evaluate(
-    source.counts[readable], texts[kept], text_of[kept], readable
-  )
+  expected = retrieval.evaluate(counts, texts[kept], text_of[kept], readable)
   assert result == expected
   assert chance.image_to_text.queries == len(readable)
   assert result.text_to_image.queries == kept.sum()
   assert 0.5 < result.text_to_image.recalls[1] < 1
+
+
+def test_captions_that_read_the_same_are_the_same():
+  captions = {2: ('A cat', 'two'), 5: (' a  CAT', 'Two ', 'b'), 7: ('two',)}
+  found = pair_features.candidates(np.array([2, 5, 7]), captions.__getitem__)
+  assert [tokenizer.clean(text) for text in found.texts] == [
+    'a cat', 'two', 'b', 'two'
+  ]  # fmt: skip
+  first, second, other = found.image_of
+  assert first == second != other
+  assert list(found.text_of) == [first, first, first, other]

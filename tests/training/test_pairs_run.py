@@ -239,7 +239,6 @@ def test_batch_norm_learns_its_statistics_and_keeps_them(tmp_path):
   'settings, words',
   [
     (lambda: with_resnet('optimizer.accumulate=2'), 'batch norm'),
-    (lambda: config('task.loss_function=sigmoid'), 'initial_bias'),
     (lambda: config('model.text.vocabulary_size=600'), 'make it 587'),
     (lambda: config('data.train.source=digits'), 'no captions'),
     (lambda: config('data.text.unique=true'), 'no end'),

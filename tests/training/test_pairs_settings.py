@@ -1,8 +1,13 @@
 """What a configuration of images with texts asks for is what is done."""
 
+import collections
+import contextlib
+import dataclasses
 import io
 import json
 import pathlib
+import re
+import tarfile
 
 import jax
 import numpy as np
@@ -13,7 +18,9 @@ from rich.console import Console
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError
 from vit_jax.data import array_sources, tokenizer
+from vit_jax.evaluation import corruptions
 from vit_jax.tasks import contrastive_loss
+from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.training import (
   build,
   classifying,
@@ -28,6 +35,7 @@ from vit_jax.training import (
   schema,
   scoring,
   summary,
+  texts,
   trained,
 )
 from vit_jax.training import mesh as mesh_lib
@@ -92,6 +100,57 @@ def test_the_best_may_be_by_any_figure_that_is_measured(tmp_path):
     result = scorer.zero_shot(model.variables, source, named)
   assert result.examples == 40
   assert figures[best] == pytest.approx(result.top_1, abs=1e-6)
+
+
+def calls(monkeypatch, task, *names):
+  """Returns how often methods are called: those that are jitted, compiled."""
+  counts = collections.Counter()
+
+  def counted(name, method):
+    def call(*given):
+      counts[name] += 1
+      return method(*given)
+
+    return call
+
+  for name in names:
+    monkeypatch.setattr(task, name, counted(name, getattr(task, name)))
+  return counts
+
+
+def test_towers_are_compiled_once_for_all_evaluations(monkeypatch):
+  towers = calls(monkeypatch, Contrastive, 'encode_image', 'encode_text')
+  run = run_lib.prepare(config(*EVALUATION[:3]))
+  with jax.set_mesh(run.mesh):
+    variables, made = run.init().evaluated, evaluators.make(run, print)
+    for _ in range(2):
+      figures = [evaluator(variables, iter) for evaluator in made]
+  assert len(figures) == 2
+  # Images come with captions, and with labels.
+  assert towers == {'encode_image': 2, 'encode_text': 1}
+
+
+@pytest.mark.parametrize('learned', [False, True])
+def test_corruptions_are_scored_by_one_program(learned, monkeypatch):
+  model = untrained(learned)
+  method = 'predict' if learned else 'encode_image'
+  called = calls(monkeypatch, type(model.task), method)
+  texts = calls(monkeypatch, Contrastive, 'tokens')
+  one = {'contrast': corruptions.CORRUPTIONS['contrast']}
+  monkeypatch.setattr(corruptions, 'CORRUPTIONS', one)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (20, 16, 16, 3), np.uint8)
+  source = array_sources.ArraySource(images, np.arange(20), IDS, 'test')
+  scorer = scoring.Scorer(model.task, model.config, model.mesh, print)
+  measure = classifying.measure(model, scorer, IDS, None)
+  with jax.set_mesh(model.mesh):
+    found = scorer.robustness(
+      source, lambda worse, transform: measure(worse, transform=transform).top_1
+    )
+  assert len(found.accuracies['contrast']) == 5
+  assert called == {method: 1}
+  # The thousand names of the classes, 200 at a time.
+  assert texts == ({} if learned else {'tokens': 5})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +221,64 @@ def test_a_run_says_what_the_rules_refuse(captioned):
   console.print(summary.of_plan(run))
   text = console.file.getvalue()
   assert '3 examples' in text
-  assert '2 caption not Latin, 1 image too long' in text
+  refused = '2 caption not Latin, 1 image too long'
+  assert re.search(f'left out +{refused}', text)
+  assert re.search(f'left out of test +{refused}', text)
+
+
+def test_what_is_left_out_is_counted_at_every_stage(tmp_path):
+  rows = (
+    ('plain', ['a fox', '3']), ('plain', ['4']), ('odd', ['a wolf']),
+    ('plain', ['a cat']),
+  )  # fmt: skip
+  files = {f'{number}.png': b'' for number in range(5)}
+  for number, (style, several) in enumerate(rows):
+    row = {'style': style, 'captions': several}
+    files[f'{number}.json'] = json.dumps(row).encode()
+  write_tar(tmp_path / '0.tar', files)
+  settings = with_captions(
+    f'shards:{tmp_path} where style=plain', 'data.text.characters=(2,99)'
+  )
+  with settings.unlocked():
+    settings.data.train.split = 'all[:2]+all[2:]'
+  source = records.open_split(settings, 'train')
+  assert [source.captions(i) for i in range(len(source))] == [
+    ('a fox',), ('a cat',)
+  ]  # fmt: skip
+  assert texts.left_out(source).split(', ') == [
+    '1 caption too short', '1 captions of records that stay',
+    '1 not style=plain', '1 no text',
+  ]  # fmt: skip
+
+
+def write_tar(path, files):
+  with tarfile.open(path, 'w') as archive:
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
+
+
+def test_a_caption_that_cannot_be_read_is_skipped_as_images_are(tmp_path):
+  image = io.BytesIO()
+  Image.new('RGB', (16, 16)).save(image, 'png')
+  files = {f'{number}.png': image.getvalue() for number in range(4)}
+  files |= {f'{number}.txt': b'cup %d' % number for number in range(4)}
+  write_tar(tmp_path / '0.tar', files | {'2.txt': b'caf\xe9'})
+  settings = with_captions(
+    f'shards:{tmp_path}', 'data.text.unique=true', 'data.text.tokenizer=',
+    'model.text.vocabulary_size=516', 'batch_size=4', 'data.max_broken=0.3',
+  )  # fmt: skip
+  found, said = inputs.open_inputs(settings), []
+  mesh = mesh_lib.make(settings.mesh, jax.devices()[:1])
+  found = dataclasses.replace(found, names=('image',))
+  batches = inputs.train_batches(
+    settings, found, mesh, 0, lambda *given: said.append(given)
+  )
+  with contextlib.closing(batches):
+    next(batches)
+  ((name, reason),) = said
+  assert name == f'{tmp_path}/0.tar: 2' and "can't decode" in reason
 
 
 @pytest.mark.parametrize(
@@ -196,6 +312,23 @@ def test_the_ring_is_the_plain_loss(kind, monkeypatch):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ring, plain
   )
+
+
+def test_a_sigmoid_loss_starts_with_the_bias_of_its_batch():
+  settings = config('task.loss_function=sigmoid', 'batch_size=32')
+  run = run_lib.prepare(settings)
+  assert run.init().params['logit_bias'] == pytest.approx(-np.log(31))
+  # What is written is a number, which no other batch changes.
+  assert run.config.model.initial_bias == pytest.approx(-np.log(31))
+  run = run_lib.prepare(
+    config('task.loss_function=sigmoid', 'model.initial_bias=-2.0')
+  )
+  assert run.init().params['logit_bias'] == -2
+  assert 'logit_bias' not in run_lib.prepare(config()).state.params
+  with pytest.raises(ConfigError, match='a batch of 1 has no pairs'):
+    run_lib.prepare(
+      config('task.loss_function=sigmoid', 'batch_size=1'), jax.devices()[:1]
+    )
 
 
 def planned(image, grid, **sections):
@@ -298,7 +431,21 @@ def test_variants_of_imagenet_are_chosen_from_their_classes(
     classifying.variants(model, scorer, ['imagenet_a'], str(prompts))
 
 
-def untrained(learned):
+def test_a_model_of_grey_images_is_shown_coloured_ones():
+  matcher = matching.Matcher(untrained(False, channels=1))
+  rng = np.random.default_rng(0)
+  coloured = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+  grey = np.rint(coloured @ [[0.299], [0.587], [0.114]]).astype(np.uint8)
+  scores = matcher.score(coloured, ['1 2', '3'])
+  np.testing.assert_allclose(
+    scores, matcher.score(grey, ['1 2', '3']), atol=0.01
+  )
+  assert np.ptp(scores) > 0.05
+  with pytest.raises(ValueError, match='Resize it'):
+    matcher.score(coloured[:, :8], ['1 2'])
+
+
+def untrained(learned, channels=3):
   """Returns a CLIP, or a classifier of ImageNet, that nobody has trained."""
   size = 'eval.batch_size=200'
   settings = config('model.text.vocabulary_size=514', size)
@@ -307,7 +454,7 @@ def untrained(learned):
     task = dict(name='classification')
     settings = config(size, task=task, model=tower)
   words = tokenizer.Tokenizer((), 16)
-  known = build.Known(IDS if learned else (), (16, 16, 3), words)
+  known = build.Known(IDS if learned else (), (16, 16, channels), words)
   task = build.make_task(settings, known)
   mesh = mesh_lib.make(settings.mesh, jax.devices()[:1])
   rng = np.random.default_rng(1)

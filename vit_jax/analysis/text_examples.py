@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.config import ConfigError
 from vit_jax.data import tokenizer
-from vit_jax.training import records, trained
+from vit_jax.training import matching, records, trained
 
 # Records that are looked at for each text that is wanted, at most: captions
 # can be alike.
@@ -60,12 +60,8 @@ def read(
   Raises:
     ConfigError: there is none, or the model has no tokenizer.
   """
-  words = getattr(model.task, 'tokenizer', None)
-  if words is None:
-    raise ConfigError(
-      'The checkpoint has no tokenizer: name its file of merges by '
-      '--config.data.text.tokenizer=FILE.'
-    )
+  matching.check_tokenizer(model)
+  words = model.task.tokenizer
   if file is None:
     source, texts = 'the test data', _captions(model, number)
   else:

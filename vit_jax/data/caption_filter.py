@@ -74,6 +74,7 @@ class FilteredSource:
   that cannot be read stays: whoever reads it reports it.
 
   Attributes:
+    source: What is chosen from.
     dropped: Number of records left out, by reason: of a record with several
       captions, what is wrong with the first.
     dropped_captions: Number of captions left out of records that remain.
@@ -89,7 +90,7 @@ class FilteredSource:
     Raises:
       ValueError: If no record passes, or one lacks a field of `rules.where`.
     """
-    self._source = source
+    self.source = source
     self._rules = rules
     self.dropped: collections.Counter[str] = collections.Counter()
     self.dropped_captions = 0
@@ -111,18 +112,18 @@ class FilteredSource:
     return len(self._indices)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._source[int(self._indices[index])]
+    record = self.source[int(self._indices[index])]
     return {**record, 'texts': self._passing(record['texts'])}
 
   def captions(self, index: int) -> tuple[str, ...]:
     """Returns the captions of a record that pass."""
-    return self._passing(self._source.captions(int(self._indices[index])))
+    return self._passing(self.source.captions(int(self._indices[index])))
 
   def fields(self, index: int) -> Mapping[str, Any]:
-    return self._source.fields(int(self._indices[index]))
+    return self.source.fields(int(self._indices[index]))
 
   def name(self, index: int) -> str:
-    return self._source.name(int(self._indices[index]))
+    return self.source.name(int(self._indices[index]))
 
   def _passing(self, captions: Sequence[str]) -> tuple[str, ...]:
     against = self._rules.against_caption
@@ -131,8 +132,8 @@ class FilteredSource:
   def _against(self, index: int) -> str | None:
     """Returns why to leave a record out; None if it is kept."""
     try:
-      fields = self._source.fields(index) if self._rules.where else {}
-      captions = self._source.captions(index)
+      fields = self.source.fields(index) if self._rules.where else {}
+      captions = self.source.captions(index)
     except (OSError, ValueError):
       return None
     for condition in self._rules.where:
@@ -149,7 +150,7 @@ class FilteredSource:
   def _is_long(self, index: int) -> bool:
     """Returns whether an image is longer than the rules allow."""
     try:
-      width, height = _size(self._source[index]['image'])
+      width, height = _size(self.source[index]['image'])
     except Exception:  # Pillow raises almost anything on malformed input.
       return False
     return max(width, height) > self._rules.aspect * min(width, height)
@@ -160,7 +161,7 @@ class FilteredSource:
     """Returns whether a record meets a condition of `where`."""
     field, negated, operator, value = _CONDITION.fullmatch(condition).groups()
     if field not in fields:
-      raise unknown_field(self._source, index, field, fields)
+      raise unknown_field(self.source, index, field, fields)
     text = str(fields[field])
     met = text == value if operator == '=' else bool(re.search(value, text))
     return met != bool(negated)

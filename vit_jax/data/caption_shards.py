@@ -78,16 +78,27 @@ class CaptionShards:
     return {'image': self._read(index, 0), 'texts': self.captions(index)}
 
   def captions(self, index: int) -> tuple[str, ...]:
-    """Returns the captions of a record, without reading its image."""
+    """Returns the captions of a record, without reading its image.
+
+    Raises:
+      ValueError: If they cannot be understood; says of which record.
+    """
     text = self._read(index, 1)
-    if text is not None:
+    fields = self.fields(index) if text is None else {}
+    try:
+      if text is None:
+        return caption_files.captions_of(fields)
       return (text.decode('utf-8').strip(),)
-    return caption_files.captions_of(self.fields(index))
+    except ValueError as error:
+      raise ValueError(f'the caption of {self.name(index)}: {error}') from error
 
   def fields(self, index: int) -> dict[str, Any]:
     """Returns what the .json file of a record says; nothing without one."""
     content = self._read(index, 2)
-    fields = {} if content is None else json.loads(content)
+    try:
+      fields = {} if content is None else json.loads(content)
+    except ValueError as error:
+      raise ValueError(f'the .json of {self.name(index)}: {error}') from error
     if not isinstance(fields, dict):
       raise ValueError(f'the .json of {self.name(index)} is not an object')
     return fields

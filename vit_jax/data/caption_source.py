@@ -32,3 +32,15 @@ class CaptionSource(Protocol):
   def name(self, index: int) -> str:
     """Returns what a person calls the record."""
     ...
+
+
+def readable_captions(source: CaptionSource, index: int) -> tuple[str, ...]:
+  """Returns the captions of a record; none of one that cannot be read.
+
+  For who looks at the captions of many: the record remains, and who reads it
+  whole reports it as broken.
+  """
+  try:
+    return source.captions(index)
+  except (OSError, ValueError):
+    return ()

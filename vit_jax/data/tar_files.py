@@ -3,12 +3,13 @@
 Names in an archive are only ever compared; none is used as a path.
 """
 
+import contextlib
 import gzip
 import io
 import os
 import pathlib
 import tarfile
-import tempfile
+import uuid
 import zipfile
 import zlib
 from typing import Any
@@ -152,17 +153,19 @@ def _save_index(
   """Keeps what was found, all at once: others may be doing the same."""
   names = '\0'.join(found).encode('utf-8', 'surrogateescape')
   offsets, sizes = np.array(list(found.values()), np.int64).reshape(-1, 2).T
-  try:
-    with tempfile.NamedTemporaryFile(
-      dir=kept.parent, prefix=kept.name, delete=False
-    ) as file:
-      np.savez(
-        file,
-        version=np.array(version),
-        names=np.frombuffer(names, np.uint8),
-        offsets=offsets,
-        sizes=sizes,
-      )
-    os.replace(file.name, kept)
-  except OSError:
-    return  # A folder that cannot be written: the next process looks again.
+  # Opened by name, not by `tempfile`, which lets nobody else read it.
+  temporary = kept.with_name(f'{kept.name}.{uuid.uuid4().hex}.tmp')
+  # A folder that cannot be written: the next process looks again.
+  with contextlib.suppress(OSError):
+    try:
+      with temporary.open('xb') as file:
+        np.savez(
+          file,
+          version=np.array(version),
+          names=np.frombuffer(names, np.uint8),
+          offsets=offsets,
+          sizes=sizes,
+        )
+      os.replace(temporary, kept)
+    finally:
+      temporary.unlink(missing_ok=True)

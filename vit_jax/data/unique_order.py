@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from vit_jax.data import captions, pairs
+from vit_jax.data import caption_source, pairs
+
+# Added to the number of a record that has no identity: beyond all of these.
+_NO_IDENTITY = 2**32
 
 
 class UniqueOrder:
@@ -64,9 +67,15 @@ class UniqueOrder:
     return int(self._records[self._starts[group] + chosen])
 
 
-def identities(source: captions.CaptionSource) -> list[int]:
-  """Returns the identity of each record; see `pairs.identity`."""
-  return [
-    int(pairs.identity(source.captions(index)[0]))
-    for index in range(len(source))
-  ]
+def identities(source: caption_source.CaptionSource) -> list[int]:
+  """Returns the identity of each record; see `pairs.identity`.
+
+  A record whose captions cannot be read has one of its own.
+  """
+  found = []
+  for index in range(len(source)):
+    captions = caption_source.readable_captions(source, index)
+    found.append(
+      int(pairs.identity(captions[0])) if captions else _NO_IDENTITY + index
+    )
+  return found

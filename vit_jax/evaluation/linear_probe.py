@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.config import ConfigError
 from vit_jax.evaluation import zero_shot
 
 # C is searched from 1e-6 to 1e6, at first every two decades, and at last in
@@ -68,13 +69,23 @@ def hold_out(
 
   Returns:
     Indices of the examples to train on and of those held out, ascending.
+
+  Raises:
+    ConfigError: no class has two examples, so that nothing can be held out.
   """
   if not 0 < share < 1:
     raise ValueError(f'share is between 0 and 1, got {share}')
   labels = np.asarray(labels)
   shuffled = np.random.default_rng(seed).permutation(len(labels))
+  found, counts = np.unique(labels, return_counts=True)
+  if counts.max(initial=0) < 2:
+    raise ConfigError(
+      f'The linear probe has {len(labels)} training examples of {len(found)} '
+      'classes, and holds some out to choose its regularisation by: it needs '
+      'two or more of a class. Take a larger split.'
+    )
   held = []
-  for label in np.unique(labels):
+  for label in found:
     members = shuffled[labels[shuffled] == label]
     count = min(len(members) - 1, math.ceil(share * len(members)))
     held.append(members[:count])

@@ -12,144 +12,175 @@ Results are on the host, in float32, for `retrieval` and `zero_shot`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.evaluation import few_shot, retrieval, zero_shot
+from vit_jax.data import tokenizer
+from vit_jax.evaluation import few_shot, retrieval
 from vit_jax.models import layers
 
 
-def make_encode_images(task: Any) -> Callable[[Any, Mapping], dict]:
-  """Returns `few_shot.of_batches` of the features of images."""
-  return few_shot.of_batches(
-    lambda variables, image: task.encode_image(variables, image)[0]
-  )
+class Candidates(NamedTuple):
+  """What is searched for what: images and texts by what they belong to.
 
-
-def make_encode_texts(
-  task: Any, variables: Any, batch_size: int
-) -> zero_shot.EncodeTexts:
-  """Returns a function from texts [n] to features on the host, [n, width].
-
-  Every process calls it with the same texts.
-
-  Args:
-    task: with texts.
-    variables: of the model.
-    batch_size: texts at a time, divisible by the devices of the mesh.
+  Attributes:
+    index: of the record of each image, int [images].
+    image_of: what each image belongs to, a number [images].
+    texts: of all images, each once for what it belongs to.
+    text_of: what each text belongs to, a number [texts].
   """
 
-  @jax.jit
-  def encode(variables, tokens):
-    tokens = layers.constrain(tokens, layers.BATCH)
-    features, _ = task.encode_text(variables, tokens)
-    return layers.constrain(features.astype(jnp.float32))
+  index: np.ndarray
+  image_of: Sequence[int]
+  texts: Sequence[str]
+  text_of: Sequence[int]
 
-  def encode_texts(texts: Sequence[str]) -> np.ndarray:
-    parts = []
-    for start in range(0, len(texts), batch_size):
-      some = list(texts[start : start + batch_size])
-      # One compiled program for all: the last batch is filled up.
-      padded = some + some[-1:] * (batch_size - len(some))
-      features = encode(variables, np.asarray(task.tokens(padded)))
-      parts.append(jax.device_get(features)[: len(some)])
-    return np.concatenate(parts)
+  def evaluate(self, images: np.ndarray, texts: np.ndarray) -> retrieval.Result:
+    """Scores features of the images and texts, [images or texts, width]."""
+    return retrieval.evaluate(images, texts, self.text_of, self.image_of)
 
-  return encode_texts
+  def chance(self) -> retrieval.Result:
+    """Returns what guessing gives."""
+    return retrieval.chance(self.text_of, self.image_of)
 
 
-def images(
-  task: Any, variables: Any, batches: Iterable[Mapping]
-) -> dict[str, np.ndarray]:
-  """Returns `features` of the images that could be read, `index`, `label`.
+def candidates(
+  index: np.ndarray, captions: Callable[[int], Sequence[str]]
+) -> Candidates:
+  """Returns the images and texts of a data set.
+
+  Images whose first captions a tokenizer reads as the same share their texts,
+  as in training (`pairs.identity`): each of them is right for all of these.
 
   Args:
-    task: with images and texts.
-    variables: of the model.
-    batches: of a data set, each image once, on the devices.
-  """
-  found = few_shot.collect(
-    make_encode_images(task), variables, batches, keep=('index',)
-  )
-  return {name: x[found['mask'] > 0] for name, x in found.items()}
-
-
-def scores(
-  task: Any,
-  variables: Any,
-  features: np.ndarray,
-  texts: Sequence[str],
-  batch_size: int,
-) -> np.ndarray:
-  """Returns how well texts go with images, [images, texts], by the task itself.
-
-  Every process calls it with the same features and texts.
-
-  Args:
-    task: with `score_features`.
-    variables: of the model.
-    features: of images, [images, width].
-    texts: all that images are compared with.
-    batch_size: images at a time, divisible by the devices of the mesh.
-  """
-  tokens = np.asarray(task.tokens(list(texts)))
-
-  @jax.jit
-  def score(variables, features):
-    features = layers.constrain(features, layers.BATCH)
-    return layers.constrain(task.score_features(variables, features, tokens))
-
-  parts = []
-  for start in range(0, len(features), batch_size):
-    part = features[start : start + batch_size]
-    # One compiled program for all: the last batch is filled up.
-    padded = np.pad(part, ((0, batch_size - len(part)), (0, 0)))
-    parts.append(jax.device_get(score(variables, padded))[: len(part)])
-  return np.concatenate(parts)
-
-
-def evaluate_retrieval(
-  task: Any,
-  variables: Any,
-  batches: Iterable[Mapping],
-  captions: Callable[[int], Sequence[str]],
-  batch_size: int,
-) -> tuple[retrieval.Result, retrieval.Result]:
-  """Scores retrieval on a data set.
-
-  Images with the same first caption share their texts: each of them is right
-  for all of these.
-
-  Args:
-    task: with images and texts.
-    variables: of the model.
-    batches: of the images, each once, on the devices. Images that could not be
-      read are left out, and so are their captions.
+    index: of the records, int [images].
     captions: of the record of an index.
-    batch_size: of texts, divisible by the devices of the mesh.
-
-  Returns:
-    The result, and what guessing would give.
   """
-  found = images(task, variables, batches)
-  several = [captions(int(index)) for index in found['index']]
-  numbers = {texts[0]: number for number, texts in enumerate(several)}
-  image_of = [numbers[texts[0]] for texts in several]
+  several = [captions(int(one)) for one in index]
+  names = [tokenizer.clean(texts[0]) for texts in several]
+  numbers = {name: number for number, name in enumerate(names)}
+  image_of = [numbers[name] for name in names]
   pairs = {
-    (number, text): None
+    (number, tokenizer.clean(text)): text
     for number, texts in zip(image_of, several)
     for text in texts
   }
-  text_of, texts = zip(*pairs)
-  if hasattr(task, 'encode_text'):
-    encode_texts = make_encode_texts(task, variables, batch_size)
-    result = retrieval.evaluate(
-      found['features'], encode_texts(texts), text_of, image_of
+  text_of = [number for number, _ in pairs]
+  return Candidates(index, image_of, [*pairs.values()], text_of)
+
+
+class Encoders:
+  """What a task makes of images and texts, compiled once for all calls.
+
+  Variables may be others each time, as of a model that is being trained.
+  """
+
+  def __init__(self, task: Any, batch_size: int):
+    """Compiles nothing yet.
+
+    Args:
+      task: with images and texts.
+      batch_size: texts at a time, or images that the task itself compares with
+        texts; divisible by the devices of the mesh.
+    """
+    self._task = task
+    self._batch_size = batch_size
+    self._encode_images = few_shot.of_batches(
+      lambda variables, image: task.encode_image(variables, image)[0]
     )
-  else:
-    table = scores(task, variables, found['features'], texts, batch_size)
-    result = retrieval.evaluate_scores(table, text_of, image_of)
-  return result, retrieval.chance(text_of, image_of)
+
+    @jax.jit
+    def encode_texts(variables, tokens):
+      tokens = layers.constrain(tokens, layers.BATCH)
+      features, _ = task.encode_text(variables, tokens)
+      return layers.constrain(features.astype(jnp.float32))
+
+    @jax.jit
+    def score(variables, features, tokens):
+      features = layers.constrain(features, layers.BATCH)
+      return layers.constrain(task.score_features(variables, features, tokens))
+
+    self._encode_texts, self._score = encode_texts, score
+
+  def images(
+    self, variables: Any, batches: Iterable[Mapping]
+  ) -> dict[str, np.ndarray]:
+    """Returns `features` of the images that could be read, `index`, `label`.
+
+    Args:
+      variables: of the model.
+      batches: of a data set, each image once, on the devices.
+    """
+    found = few_shot.collect(
+      self._encode_images, variables, batches, keep=('index',)
+    )
+    return {name: x[found['mask'] > 0] for name, x in found.items()}
+
+  def texts(self, variables: Any, texts: Sequence[str]) -> np.ndarray:
+    """Returns features on the host, [texts, width].
+
+    Every process calls it with the same texts.
+    """
+    size, parts = self._batch_size, []
+    for start in range(0, len(texts), size):
+      some = list(texts[start : start + size])
+      # One compiled program for all: the last batch is filled up.
+      padded = some + some[-1:] * (size - len(some))
+      tokens = np.asarray(self._task.tokens(padded))
+      features = self._encode_texts(variables, tokens)
+      parts.append(jax.device_get(features)[: len(some)])
+    return np.concatenate(parts)
+
+  def scores(
+    self, variables: Any, features: np.ndarray, texts: Sequence[str]
+  ) -> np.ndarray:
+    """Returns how well texts go with images, by the task itself.
+
+    Every process calls it with the same features and texts.
+
+    Args:
+      variables: of the model, whose task has `score_features`.
+      features: of images, [images, width].
+      texts: all that images are compared with.
+
+    Returns:
+      [images, texts].
+    """
+    size, parts = self._batch_size, []
+    tokens = np.asarray(self._task.tokens(list(texts)))
+    for start in range(0, len(features), size):
+      part = features[start : start + size]
+      # One compiled program for all: the last batch is filled up.
+      padded = np.pad(part, ((0, size - len(part)), (0, 0)))
+      scores = self._score(variables, padded, tokens)
+      parts.append(jax.device_get(scores)[: len(part)])
+    return np.concatenate(parts)
+
+  def retrieval(
+    self,
+    variables: Any,
+    batches: Iterable[Mapping],
+    captions: Callable[[int], Sequence[str]],
+  ) -> tuple[retrieval.Result, Candidates]:
+    """Scores retrieval on a data set.
+
+    Args:
+      variables: of the model.
+      batches: of the images, each once, on the devices. Images that could not
+        be read are left out, and so are their captions.
+      captions: of the record of an index.
+
+    Returns:
+      The result, and what was searched.
+    """
+    found = self.images(variables, batches)
+    among = candidates(found['index'], captions)
+    if hasattr(self._task, 'encode_text'):
+      texts = self.texts(variables, among.texts)
+      return among.evaluate(found['features'], texts), among
+    table = self.scores(variables, found['features'], among.texts)
+    result = retrieval.evaluate_scores(table, among.text_of, among.image_of)
+    return result, among

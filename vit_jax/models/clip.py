@@ -159,8 +159,8 @@ class CLIP(nn.Module):
   text_head: Literal['none', 'linear', 'affine'] = 'linear'
   # Similarities are multiplied with this at first.
   initial_scale: float = 1 / 0.07
-  # Added to logits at first; None for losses without a bias. The sigmoid loss
-  # has one, see `vit_jax.tasks.contrastive_loss.initial_bias`.
+  # Added to logits at first. None is no bias, unless who trains it with a loss
+  # that has one chooses: see `vit_jax.tasks.contrastive_loss.initial_bias`.
   initial_bias: float | None = None
 
   def setup(self):

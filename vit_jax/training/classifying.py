@@ -37,7 +37,7 @@ def measure(
   """Returns a function that scores a model on a source of labels.
 
   It takes the source, and by name `transform` and `among`, see
-  `scoring.Scorer.classification`.
+  `scoring.Scorer.classification`. Texts are encoded once for all sources.
 
   Args:
     model: of images and texts, or one that has learned these classes.
@@ -51,7 +51,7 @@ def measure(
   if hasattr(model.task, 'encode_image'):
     matching.check_tokenizer(model)
     texts = named(model.config, prompts_name, class_names)
-    return functools.partial(scorer.zero_shot, model.variables, named=texts)
+    return scorer.by_names(model.variables, texts)
   if not hasattr(model.task, 'predict'):
     raise ConfigError(
       '--tasks=robustness needs a model that classifies; this one is for '
@@ -88,6 +88,11 @@ def variants(
       model does not classify ImageNet.
   """
   ready = {}
+
+  @functools.cache
+  def of_classes(class_names: tuple[str, ...]) -> Callable:
+    return measure(model, scorer, class_names, prompts_name or 'imagenet')
+
   for name, variant in imagenet_variants.chosen(names).items():
     where = f'--variants={name}'
     source = records.open_source(variant.source, variant.split, (), where)
@@ -98,10 +103,10 @@ def variants(
     if _has_names_we_ship(model):
       # These, in place of the WordNet ids, in the same order.
       classes = model.task.class_names
-    score = measure(model, scorer, classes, prompts_name or 'imagenet')
     among = None
     if variant.classes < len(classes):
       among = imagenet_variants.among(source.labels, variant, where)
+    score = of_classes(tuple(classes))
     ready[name] = functools.partial(score, source, among=among)
   # All of them are there before the first is scored.
   return {name: score() for name, score in ready.items()}

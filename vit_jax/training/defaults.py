@@ -4,6 +4,9 @@
 `remat` is 'auto', where they are to follow from the model's size and the memory
 of a device. The estimate takes two traces and no compilation; its factors come
 from plans of `vit_jax.plan` for a TPU v3 (ViT-B/16, L/16 and H/14, bfloat16).
+
+Where a sigmoid loss has no `config.model.initial_bias`, that follows from the
+batch.
 """
 
 import dataclasses
@@ -15,7 +18,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vit_jax.config import ConfigError
 from vit_jax.models.transformer import REMAT
+from vit_jax.tasks import contrastive_loss
 from vit_jax.training import memory
 from vit_jax.training import mesh as mesh_lib
 
@@ -181,6 +186,7 @@ def settle(
   Raises:
     ConfigError: the mesh, the model or the task cannot work.
   """
+  config = _with_bias(config)
   devices = list(devices or jax.devices())
   gib = memory.GIB.get(devices[0].device_kind)
   mesh = mesh_lib.make(config.mesh, devices)
@@ -194,6 +200,20 @@ def settle(
   choice, found = choose(needs, examples, gib * 2**30, said)
   line = sentence(choice, found, said, gib * 2**30)
   return _filled(config, choice), line
+
+
+def _with_bias(config: ConfigDict) -> ConfigDict:
+  """Returns a configuration whose sigmoid loss starts with a known bias."""
+  sigmoid = config.task.get('loss_function') == 'sigmoid'
+  if not sigmoid or config.model.get('initial_bias', 0.0) is not None:
+    return config
+  filled = config.to_dict()
+  try:
+    bias = contrastive_loss.initial_bias(config.batch_size)
+  except ValueError as error:
+    raise ConfigError(f'config.model.initial_bias: {error}.') from error
+  filled['model']['initial_bias'] = bias
+  return ConfigDict(filled).lock()
 
 
 def _said(config: ConfigDict, mesh: Mesh) -> Choice:

@@ -67,12 +67,14 @@ def make(run: Any, say: inputs.Say) -> list[Evaluator]:
     ConfigError: it cannot be measured.
   """
   made = []
+  # Compiles its programs once, for all evaluations.
+  scorer = scoring.Scorer(run.task, run.config, run.mesh, say)
   if few_shot_figures := few_shot_inputs.make_figures(run, say):
     made.append(few_shot_figures)
   if run.config.eval.retrieval != 'off':
-    made.append(_retrieval(run, say))
+    made.append(_retrieval(run, scorer))
   if run.zero_shot:
-    made.append(_zero_shot(run, say))
+    made.append(_zero_shot(run, scorer))
   return made
 
 
@@ -111,23 +113,21 @@ def check(run: Any) -> None:
       )
 
 
-def _retrieval(run: Any, say: inputs.Say) -> Evaluator:
-  source = run.inputs.source['test']
+def _retrieval(run: Any, scorer: scoring.Scorer) -> Evaluator:
+  source, which = run.inputs.source['test'], run.config.eval.retrieval
 
   def figures(variables: Any, through: Callable) -> dict[str, float]:
-    scorer = scoring.Scorer(run.task, run.config, run.mesh, say, through)
-    found, _ = scorer.retrieval(variables, source, run.config.eval.retrieval)
+    found, _ = scorer.retrieval(variables, source, which, through)
     return retrieval.figures(found)
 
   return figures
 
 
-def _zero_shot(run: Any, say: inputs.Say) -> Evaluator:
+def _zero_shot(run: Any, scorer: scoring.Scorer) -> Evaluator:
   data = run.zero_shot
 
   def figures(variables: Any, through: Callable) -> dict[str, float]:
-    scorer = scoring.Scorer(run.task, run.config, run.mesh, say, through)
-    found = scorer.zero_shot(variables, data.source, data.prompts)
+    found = scorer.zero_shot(variables, data.source, data.prompts, through)
     return zero_shot.figures(found)
 
   return figures

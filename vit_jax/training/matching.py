@@ -14,8 +14,8 @@ import numpy as np
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import pair_features
 from vit_jax.tasks import contrastive_loss
+from vit_jax.training import inputs, records, trained
 from vit_jax.training import mesh as mesh_lib
-from vit_jax.training import records, trained
 
 # Images that go through the model at a time, at most.
 _BATCH = 64
@@ -23,11 +23,19 @@ _BATCH = 64
 
 def check_tokenizer(model: trained.Trained) -> None:
   """Raises ConfigError for a released model that nobody can write to."""
-  if model.task.tokenizer is None:
+  if model.task.tokenizer is not None:
+    return
+  # Released text towers that see what comes after a token are big_vision's.
+  if not model.config.model.text.causal:
     raise ConfigError(
-      'The checkpoint has no tokenizer: name its file of merges by '
-      '--config.data.text.tokenizer=FILE.'
+      'The checkpoint (SigLIP, LiT) reads texts by SentencePiece, '
+      'which is not here: its text tower runs on tokens alone. Ask for what '
+      'needs no texts, such as --tasks=linear_probe of evaluate.'
     )
+  raise ConfigError(
+    'The checkpoint has no tokenizer: name its file of merges by '
+    '--config.data.text.tokenizer=FILE.'
+  )
 
 
 class Matcher:
@@ -47,9 +55,7 @@ class Matcher:
     check_tokenizer(model)
     self.model = model
     self._prepare = records.open_preprocess(model.config, 'test')
-    self._texts = pair_features.make_encode_texts(
-      model.task, model.variables, model.whole_batch(16)
-    )
+    self._encoders = pair_features.Encoders(model.task, model.whole_batch(16))
     # Once for all texts.
     self._score = jax.jit(
       lambda variables, image, encoded: (
@@ -60,7 +66,7 @@ class Matcher:
   def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
     """Returns features [texts, width] of unit length."""
     with jax.set_mesh(self.model.mesh):
-      return self._texts(texts)
+      return self._encoders.texts(self.model.variables, texts)
 
   def scorer(self, texts: Sequence[str]) -> Callable[[Any, Any], jax.Array]:
     """Returns a function from variables and images to their cosines.
@@ -106,8 +112,17 @@ class Matcher:
 
     Returns:
       Cosines, float32 [images, texts].
+
+    Raises:
+      ValueError: an image is, prepared, of another size than the model takes.
     """
-    prepared = np.stack([self._prepare({'image': x})['image'] for x in images])
+    shape = self.model.task.image_shape
+    prepared = np.stack(
+      [
+        inputs.with_channels(self._prepare({'image': x})['image'], shape)
+        for x in images
+      ]
+    )
     size = self.model.whole_batch(min(_BATCH, len(prepared)))
     encoded, found = self.encode_texts(texts), []
     for start in range(0, len(prepared), size):

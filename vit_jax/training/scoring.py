@@ -1,10 +1,12 @@
 """Scores of a trained model on whole data sets, in a run and after it.
 
 What is measured is in `vit_jax.evaluation`; here it meets the data and the
-devices.
+devices. A `Scorer` compiles its programs once: it is kept for as long as there
+is something to score.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -38,35 +40,61 @@ class Scorer:
     config: complete.
     mesh: of its variables.
     say: is told of broken records.
-    through: what batches are passed through, which may stop them.
   """
 
   task: Any
   config: Any
   mesh: Mesh
   say: inputs_lib.Say
-  through: Through = iter
 
-  def batches(self, source: Any, transform: Callable) -> Iterator[Any]:
-    """Yields each record of a source once, on the devices."""
-    return self.through(
+  def batches(
+    self, source: Any, transform: Callable, through: Through = iter
+  ) -> Iterator[Any]:
+    """Yields each record of a source once, on the devices.
+
+    Args:
+      source: what to read.
+      transform: how it is prepared.
+      through: what batches are passed through, which may stop them.
+    """
+    return through(
       inputs_lib.test_batches(
         self.config, source, transform, self.mesh, self.say
       )
     )
 
+  @property
+  def _batch_size(self) -> int:
+    return self.config.eval.batch_size or self.config.batch_size
+
+  @functools.cached_property
+  def _encoders(self) -> pair_features.Encoders:
+    return pair_features.Encoders(self.task, self._batch_size)
+
+  @functools.cached_property
+  def _log_likelihoods(self) -> Callable:
+    def of_classes(variables: Any, image: jax.Array) -> jax.Array:
+      chances = self.task.predict(variables, image)
+      return jnp.log(jnp.maximum(chances, jnp.finfo(chances.dtype).tiny))
+
+    return few_shot.of_batches(of_classes)
+
+  def _transform(self) -> preprocess.Preprocess:
+    return records.open_preprocess(self.config, 'test')
+
   def retrieval(
-    self, variables: Any, source: Any, which: str
-  ) -> tuple[retrieval.Result, retrieval.Result]:
+    self, variables: Any, source: Any, which: str, through: Through = iter
+  ) -> tuple[retrieval.Result, pair_features.Candidates]:
     """Scores finding images by text and text by image.
 
     Args:
       variables: of the model.
       source: of captions.
       which: 'first' or 'all' captions of each image.
+      through: see `batches`.
 
     Returns:
-      The result, and what chance gives.
+      The result, and what was searched.
     """
     template = (self.config.data.text.templates or ('{}',))[0]
 
@@ -74,15 +102,8 @@ class Scorer:
       found = source.captions(index)[: 1 if which == 'first' else None]
       return [template.replace('{}', caption) for caption in found]
 
-    transform = records.open_preprocess(self.config, 'test')
-    batches = self.batches(source, transform)
-    return pair_features.evaluate_retrieval(
-      self.task, variables, batches, captions, self._batch_size
-    )
-
-  @property
-  def _batch_size(self) -> int:
-    return self.config.eval.batch_size or self.config.batch_size
+    batches = self.batches(source, self._transform(), through)
+    return self._encoders.retrieval(variables, batches, captions)
 
   def classification(
     self,
@@ -99,29 +120,62 @@ class Scorer:
       transform: of images; that of `config.data.test` by default.
       among: classes to choose from; all by default.
     """
-    transform = transform or records.open_preprocess(self.config, 'test')
-
-    def log_likelihoods(variables: Any, image: jax.Array) -> jax.Array:
-      chances = self.task.predict(variables, image)
-      return jnp.log(jnp.maximum(chances, jnp.finfo(chances.dtype).tiny))
-
     found = few_shot.collect(
-      few_shot.of_batches(log_likelihoods),
+      self._log_likelihoods,
       variables,
-      self.batches(source, transform),
+      self.batches(source, transform or self._transform()),
     )
     real = found['mask'] > 0
     return zero_shot.evaluate_scores(
       found['features'][real], found['label'][real], among
     )
 
+  def by_names(
+    self, variables: Any, named: prompts.Prompts
+  ) -> Callable[..., zero_shot.Result]:
+    """Returns a function that scores classification by the names of classes.
+
+    It takes a source of labels, and by name `transform`, `among` (see
+    `classification`) and `through` (see `batches`). Texts are encoded when it
+    is first called, once for all sources.
+
+    Args:
+      variables: of the model.
+      named: names and templates, in the order of the sources' classes.
+    """
+    encoders = self._encoders
+
+    @functools.cache
+    def classifier() -> np.ndarray:
+      encode = functools.partial(encoders.texts, variables)
+      return zero_shot.classifier(named, encode, self._batch_size)
+
+    def score(
+      source: Any,
+      transform: Callable | None = None,
+      among: Sequence[int] | None = None,
+      through: Through = iter,
+    ) -> zero_shot.Result:
+      batches = self.batches(source, transform or self._transform(), through)
+      found = encoders.images(variables, batches)
+      features, labels = found['features'], found['label']
+      if hasattr(self.task, 'encode_text'):
+        return zero_shot.evaluate(features, labels, classifier(), among)
+      texts = [
+        x for label in range(len(named.names)) for x in named.texts(label)
+      ]
+      scores = encoders.scores(variables, features, texts)
+      classes = zero_shot.scores_of_classes(named, scores)
+      return zero_shot.evaluate_scores(classes, labels, among)
+
+    return score
+
   def zero_shot(
     self,
     variables: Any,
     source: Any,
     named: prompts.Prompts,
-    transform: Callable | None = None,
-    among: Sequence[int] | None = None,
+    through: Through = iter,
   ) -> zero_shot.Result:
     """Scores classification by the names of classes.
 
@@ -129,30 +183,9 @@ class Scorer:
       variables: of the model.
       source: of labels.
       named: names and templates, in the order of the source's classes.
-      transform: see `classification`.
-      among: see `classification`.
+      through: see `batches`.
     """
-    transform = transform or records.open_preprocess(self.config, 'test')
-    batches = self.batches(source, transform)
-    found = pair_features.images(self.task, variables, batches)
-    if hasattr(self.task, 'encode_text'):
-      classes = self.classifier(variables, named)
-      return zero_shot.evaluate(
-        found['features'], found['label'], classes, among
-      )
-    texts = [x for label in range(len(named.names)) for x in named.texts(label)]
-    scores = pair_features.scores(
-      self.task, variables, found['features'], texts, self._batch_size
-    )
-    classes = zero_shot.scores_of_classes(named, scores)
-    return zero_shot.evaluate_scores(classes, found['label'], among)
-
-  def classifier(self, variables: Any, named: prompts.Prompts) -> np.ndarray:
-    """Returns a unit vector for each class, [classes, width]."""
-    encode = pair_features.make_encode_texts(
-      self.task, variables, self._batch_size
-    )
-    return zero_shot.classifier(named, encode)
+    return self.by_names(variables, named)(source, through=through)
 
   def linear_probe(
     self, variables: Any, train: Any, test: Any, feature: str
@@ -166,7 +199,7 @@ class Scorer:
       test: source of labels.
       feature: which intermediate, see `few_shot.feature_of`.
     """
-    transform = records.open_preprocess(self.config, 'test')
+    transform = self._transform()
     features = few_shot.make_features(self.task, feature)
 
     def examples(source: Any) -> linear_probe.Examples:

@@ -72,8 +72,9 @@ def of_plan(run: Any) -> Group:
     + (f', {classes:,} classes' if classes else '')
     + (' (as expected; not opened)' if data.planned else ''),
   )
-  if left_out := texts.left_out(data.source['train']):
-    what.add_row('left out', left_out)
+  for name, row in (('train', 'left out'), ('test', 'left out of test')):
+    if left_out := texts.left_out(data.source[name]):
+      what.add_row(row, left_out)
   shown = next(iter(run.batch.values()))
   shape = ' x '.join(map(str, shown.shape))
   what.add_row('batch', f'{shape} {shown.dtype}')

@@ -1,10 +1,18 @@
 """What a configuration says about texts, `config.data.text`, opened."""
 
+import collections
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from vit_jax.config import ConfigError
-from vit_jax.data import caption_filter, captions, tokenizer, unique_order
+from vit_jax.data import (
+  caption_filter,
+  caption_source,
+  captions,
+  tokenizer,
+  unique_order,
+)
 from vit_jax.training import schema
 
 # Records whose captions a tokenizer is made from, where none is given.
@@ -56,9 +64,31 @@ def filtered(
 
 
 def left_out(source: Any) -> str:
-  """Returns how many records were left out and why, in words; '' if none."""
-  dropped = getattr(source, 'dropped', {})
-  return ', '.join(f'{count:,} {reason}' for reason, count in dropped.items())
+  """Returns how many records were left out and why, in words; '' if none.
+
+  Counted is all that was looked through, at every stage: of a part such as
+  'all[:3]' what is missing in the whole.
+  """
+  dropped: collections.Counter[str] = collections.Counter()
+  for stage in {id(stage): stage for stage in _stages(source)}.values():
+    dropped.update(getattr(stage, 'dropped', {}))
+    dropped['captions of records that stay'] += getattr(
+      stage, 'dropped_captions', 0
+    )
+  return ', '.join(f'{n:,} {reason}' for reason, n in dropped.items() if n)
+
+
+def _stages(source: Any) -> Iterator[Any]:
+  """Yields a source and all that it takes its records from."""
+  yield source
+  if isinstance(source, captions.JoinedCaptions):
+    inner = [part for part, _ in source.parts]
+  elif isinstance(source, caption_filter.FilteredSource):
+    inner = [source.source]
+  else:
+    inner = []
+  for one in inner:
+    yield from _stages(one)
 
 
 def order(
@@ -103,8 +133,10 @@ def open_tokenizer(
     if path:
       merges = tokenizer.read_merges(tokenizer.packaged(path) or path)
     else:
-      numbers = range(min(_MEASURED, len(source)))
-      texts = itertools.chain.from_iterable(map(source.captions, numbers))
+      texts = itertools.chain.from_iterable(
+        caption_source.readable_captions(source, index)
+        for index in range(min(_MEASURED, len(source)))
+      )
       merges = tokenizer.train_merges(texts, size)
     result = tokenizer.Tokenizer(merges, length)
   except (ValueError, OSError) as error:
