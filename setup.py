@@ -47,7 +47,7 @@ setuptools.setup(
     'tfds': TFDS,
     # Only to prepare those TFDS data sets whose builders need TensorFlow.
     'tensorflow': [*TFDS, 'tensorflow>=2.21'],
-    'interop': ['torch>=2.13', 'transformers>=5.0'],
+    'interop': ['torch>=2.13', 'torch-fidelity>=0.4', 'transformers>=5.0'],
     'test': [
       *TFDS,
       'import-linter>=2.16',

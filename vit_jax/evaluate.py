@@ -11,6 +11,12 @@ name:
   robustness    accuracy on corrupted images
   generation    how good the pictures are that a model draws of captions
 
+generation draws pictures of the test captions. With --network=NETWORK they are
+compared with the real ones by the Frechet distance of its features and, if it
+knows classes, the Inception score: NETWORK is a workdir or a released
+checkpoint of a classifier or a CLIP. Of pt_inception-2015-12-05-6726825d.pth,
+the Inception-v3 of FID, they are FID and Inception score as papers have them.
+
 zero_shot, linear_probe and robustness read labels: of the test data, or of
 --source. With --variants=imagenet_v2,imagenet_a robustness is accuracy on these
 sets, of a classifier of ImageNet or by the names of its classes.
@@ -129,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     '--clip', help='run or released checkpoint of a CLIP, for generation'
   )
   options.add_argument(
-    '--network', help='workdir whose features compare pictures, for generation'
+    '--network',
+    help='workdir or released checkpoint whose features compare pictures, for '
+    'generation: a classifier, a CLIP, or the Inception-v3 of FID',
   )
   options.add_argument(
     '--seed', type=int, default=0, help='of generation; 0 by default'
@@ -253,7 +261,9 @@ def _generation(
       'has codes: name the source of the images.'
     )
   source, where = _test_source(model)
-  network = known.network and trained.load(epath.Path(known.network))
+  network = None
+  if known.network:
+    network = networks.of_path(epath.Path(known.network))
   found, notes = scores.evaluate(
     drawer,
     scores.read(drawer, source, known.count),
@@ -261,7 +271,7 @@ def _generation(
     seed=known.seed,
     best_of=known.best_of,
     matcher=command_line.open_clip(known),
-    network=networks.of_trained(network) if network else None,
+    network=network,
   )
   results = {
     'facts': {'pictures': '; '.join(notes)},

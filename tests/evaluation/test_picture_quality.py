@@ -112,14 +112,13 @@ def test_pictures_are_compared_blurred_and_not():
   stripes = other.copy()
   stripes[:, ::2] //= 2  # What blurring takes away, but for the mean.
   stripes[:, 1::2] = 255 - (255 - stripes[:, 1::2].astype(int)) // 2
-  network = picture_quality.Network(
-    'pixels',
-    lambda images: np.stack([x[2:6, 2, :2].ravel() for x in images]) / 255.0,
-    lambda images: (
-      np.stack([x.mean((0, 1)) for x in images])
-      / np.stack([x.mean((0, 1)) for x in images]).sum(1, keepdims=True)
-    ),
-  )
+
+  def look(images):
+    means = np.stack([x.mean((0, 1)) for x in images])
+    features = np.stack([x[2:6, 2, :2].ravel() for x in images]) / 255.0
+    return features, means / means.sum(1, keepdims=True)
+
+  network = picture_quality.Network('pixels', look)
   sharp, soft = picture_quality.compare(real, stripes, network, (0, 2))
   assert soft.radius == 2 and soft.distance < sharp.distance / 5
   assert sharp.distance > 0.2 and sharp.score.count == 60

@@ -278,7 +278,7 @@ def test_they_are_scored(model):
   pairs = scores.read(sampler, source, 24)
   np.testing.assert_array_equal(pairs.images[3], source[3]['image'])
   network = scores.picture_quality.Network(
-    'means', lambda images: np.stack([x.mean((0, 1)) for x in images])
+    'means', lambda images: (np.stack([x.mean((0, 1)) for x in images]), None)
   )
   figures, notes = scores.evaluate(
     sampler, pairs, sampling=decoding.Sampling(), best_of=3, matcher=Darkest(),

@@ -1,6 +1,10 @@
-"""Models to convert, with noise in every tensor."""
+"""Models to convert, with noise in every tensor, and files of torch."""
 
+import math
+import pickle
+import struct
 import types
+import zipfile
 
 import jax
 import numpy as np
@@ -79,9 +83,62 @@ def assert_same(found, expected):
     assert found[name].tobytes() == value.tobytes(), name
 
 
+STORAGES = {'float32': 'FloatStorage', 'int64': 'LongStorage'}
+
+
+def pickled(tensors, bare=False):
+  """Returns the pickle of a state dict, as torch writes it."""
+  ordered = b'ccollections\nOrderedDict\n)R'
+
+  def text(value):
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
+
+  def number(value):
+    return b'J' + struct.pack('<i', value)
+
+  def numbers(values):
+    return b'(' + b''.join(map(number, values)) + b't'
+
+  def tensor(key, value):
+    kind = STORAGES[value.dtype.name]
+    storage = b'(' + text('storage') + f'ctorch\n{kind}\n'.encode()
+    storage += text(key) + text('cpu') + number(value.size)
+    storage += (b'N' if bare else b'') + b'tQ'
+    steps = [math.prod(value.shape[i + 1 :]) for i in range(value.ndim)]
+    view = number(0) + numbers(value.shape) + numbers(steps)
+    rebuild = b'ctorch._utils\n_rebuild_tensor_v2\n('
+    return rebuild + storage + view + b'\x89' + ordered + b'tR'
+
+  pairs = (
+    text(name) + tensor(str(key), value)
+    for key, (name, value) in enumerate(tensors.items())
+  )
+  metadata = b'}' + text('_metadata') + ordered + b'sb'
+  return b'\x80\x02' + ordered + b'(' + b''.join(pairs) + b'u' + metadata + b'.'
+
+
+def write_torch(path, tensors, bare=False, little_endian=True):
+  """Writes tensors as torch.save does; `bare` as it did before 1.6."""
+  if not bare:
+    with zipfile.ZipFile(path, 'w') as file:
+      file.writestr('x/data.pkl', pickled(tensors))
+      for key, value in enumerate(tensors.values()):
+        file.writestr(f'x/data/{key}', value.tobytes())
+    return
+  system = {'protocol_version': 1001, 'little_endian': little_endian}
+  keys = [str(key) for key in range(len(tensors))]
+  with path.open('wb') as file:
+    for value in (0x1950A86A20F9469CFC6C, 1001, system):
+      file.write(pickle.dumps(value, 2))
+    file.write(pickled(tensors, bare) + pickle.dumps(keys, 2))
+    for value in tensors.values():
+      file.write(struct.pack('<q', value.size) + value.tobytes())
+
+
 @pytest.fixture
 def tools():
   """What several files of tests use."""
   return types.SimpleNamespace(
-    EXAMPLES=EXAMPLES, make=make, example=example, assert_same=assert_same
-  )
+    EXAMPLES=EXAMPLES, make=make, example=example, assert_same=assert_same,
+    write_torch=write_torch,
+  )  # fmt: skip

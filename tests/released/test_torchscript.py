@@ -145,3 +145,53 @@ def test_strides_are_those_of_torch():
   found = torchscript._view(np.arange(6.0), 1, (2, 2), (1, 2))
   np.testing.assert_array_equal(found, [[1, 3], [2, 4]])
   assert torchscript._view(np.arange(6.0), 6, (0, 3), (3, 1)).shape == (0, 3)
+
+
+SOME = {
+  'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
+  'a.count': np.array(7),
+  'b': np.float32([5]),
+}
+
+
+@pytest.mark.parametrize('bare', [False, True])
+def test_state_dicts_are_read_whatever_torch_wrote_them(bare, tools, tmp_path):
+  path = tmp_path / 'x.pth'
+  tools.write_torch(path, SOME, bare)
+  tensors, _ = torchscript.read(path)
+  tools.assert_same(tensors, SOME)
+
+
+def test_damaged_files_of_before_1_6(tools, tmp_path):
+  path = tmp_path / 'x.pth'
+  tools.write_torch(path, SOME, bare=True)
+  whole = path.read_bytes()
+  last = whole.index(pickle.dumps(['0', '1', '2'], 2))
+  trace = tmp_path / 'trace'
+  for damaged, message in (
+    (whole[:-1], 'storage 2 should have 1 numbers of float32, but has 3 bytes'),
+    (whole[:-9], 'is damaged'),
+    (whole[:last], 'is damaged'),
+    (whole[: last - 5], 'is damaged'),
+    (whole[:5], 'is damaged'),
+    (whole.replace(b'\x06\0\0\0\0\0\0\0', b'\x05' + bytes(7)), 'has 5'),
+    # Before so much memory is taken.
+    (whole.replace(b'cpuJ\x06\0\0', b'cpuJ\x06\0\x7f'), 'larger than the'),
+    (whole.replace(b'cpuJ\x06', b'cpuJ\xff'), 'larger than the file'),
+    (
+      whole.replace(pickle.dumps(['0', '1', '2'], 2), b']q\0.'),
+      'other storages',
+    ),
+    (whole.replace(b'_rebuild_tensor_v2', b'system'), 'refused'),
+    (
+      whole[:15] + pickle.dumps(Runs(trace), 2) + whole[15:],
+      'refused',
+    ),
+  ):
+    path.write_bytes(damaged)
+    with pytest.raises(released.ReleasedError, match=message):
+      torchscript.read(path)
+  assert not trace.exists()
+  tools.write_torch(path, SOME, bare=True, little_endian=False)
+  with pytest.raises(released.ReleasedError, match='big-endian'):
+    torchscript.read(path)

@@ -24,14 +24,12 @@ class Network(NamedTuple):
 
   Attributes:
     name: that figures bear.
-    features: from pictures, uint8 [height, width, channels] each, to [n,
-      width].
-    probabilities: to those of classes [n, classes]; None if it knows none.
+    look: from pictures, uint8 [height, width, channels] each, to features [n,
+      width] and probabilities of classes [n, classes], None if it knows none.
   """
 
   name: str
-  features: Callable[[Images], np.ndarray]
-  probabilities: Callable[[Images], np.ndarray] | None = None
+  look: Callable[[Images], tuple[np.ndarray, np.ndarray | None]]
 
 
 class Quality(NamedTuple):
@@ -104,11 +102,11 @@ def compare(
   results = []
   for radius in radii:
     sides = [
-      [frechet.blurred(image, radius) for image in images]
+      network.look([frechet.blurred(image, radius) for image in images])
       for images in (real, generated)
     ]
-    features = [network.features(images) for images in sides]
-    scores = [_score(network, images) for images in sides]
+    features = [found for found, _ in sides]
+    scores = [_score(probabilities) for _, probabilities in sides]
     results.append(
       Quality(
         network.name,
@@ -133,11 +131,11 @@ def _extrapolated(
   return frechet.extrapolated(real, generated)
 
 
-def _score(network: Network, images: Images) -> inception_score.Score | None:
-  if network.probabilities is None:
+def _score(probabilities: np.ndarray | None) -> inception_score.Score | None:
+  if probabilities is None:
     return None
-  parts = min(inception_score.PARTS, len(images))
-  return inception_score.score(network.probabilities(images), parts)
+  parts = min(inception_score.PARTS, len(probabilities))
+  return inception_score.score(probabilities, parts)
 
 
 def figures(results: Sequence[Quality]) -> dict[str, float]:

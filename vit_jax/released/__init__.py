@@ -2,9 +2,10 @@
 
 One file a family: `google_vit`, `bit`, `mixer` and `big_vision_clip` for the
 .npz files of google-research, `openai_clip` and `openai_dvae` for OpenAI's,
-`huggingface_vit` and `huggingface_clip` for those of transformers. Each can
-find its models in a file, and read and write them; nothing here runs code from
-a file.
+`huggingface_vit` and `huggingface_clip` for those of transformers, `inception`
+for the network that generated pictures are measured with. Each can find its
+models in a file, and read and (but for the last) write them; nothing here runs
+code from a file.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from vit_jax.released import (
   huggingface,
   huggingface_clip,
   huggingface_vit,
+  inception,
   mixer,
   openai_clip,
   openai_dvae,
@@ -35,15 +37,17 @@ from vit_jax.released import (
 from vit_jax.released.checkpoint import Released, ReleasedError, describe
 
 __all__ = [
-  'DIALECTS', 'Released', 'ReleasedError', 'TOLD', 'dialects_of', 'is_one',
-  'of_parameters', 'read', 'tensors', 'write',
+  'DIALECTS', 'Released', 'ReleasedError', 'TOLD', 'dialects_of', 'holds',
+  'is_one', 'of_parameters', 'read', 'tensors', 'write',
 ]  # fmt: skip
 
 # Two towers have the tensors of a ViT, and a hybrid has those of a ResNet, so
 # they come first.
 _FAMILIES = (
-  openai_clip, openai_dvae, big_vision_clip, google_vit, mixer, bit,
+  openai_clip, openai_dvae, inception, big_vision_clip, google_vit, mixer, bit,
 )  # fmt: skip
+# Those that .safetensors files hold without a config.json beside them.
+_BARE = (openai_clip, openai_dvae, inception)
 # What writes an .npz file, by dialect and the name of the model.
 _NPZ = {
   'google': {'vit': google_vit},
@@ -122,12 +126,13 @@ def read(
   grid: tuple[int, int] | None = None,
   told: Mapping[str, Any] | None = None,
 ) -> Released:
-  """Reads a released checkpoint of a ViT, hybrid, ResNet, Mixer, CLIP or dVAE.
+  """Reads a released checkpoint of a model of `vit_jax.models`.
 
   Args:
     path: an .npz file, a .safetensors file, a folder of transformers with
       config.json and model.safetensors (or the latter itself), a .pt archive
-      of OpenAI's CLIP, or a folder with DALL-E's encoder and decoder.
+      of OpenAI's CLIP, a .pth file of Inception-v3, or a folder with DALL-E's
+      encoder and decoder.
     grid: rows and columns of patches, where the tensors do not tell: without
       it, position embeddings are taken to be of a square grid.
     told: what the tensors of OpenAI's CLIP do not say, where the file does not
@@ -141,12 +146,10 @@ def read(
   """
   path = pathlib.Path(path)
   found, says = _tensors_and_told(path)
-  pattern = re.compile(rf'(?:.*/)?{openai_clip.BEGINNING}')
-  is_openai = any(map(pattern.match, found))
   try:
-    _check_told(told or {}, is_openai)
-    is_dvae = any(re.match(openai_dvae.BEGINNING, name) for name in found)
-    if huggingface.is_one(path) and not is_openai and not is_dvae:
+    _check_told(told or {}, holds(openai_clip, found))
+    is_bare = any(holds(family, found) for family in _BARE)
+    if huggingface.is_one(path) and not is_bare:
       if huggingface.model_type(path) == huggingface_clip.MODEL_TYPE:
         return huggingface_clip.read(path, found, grid)
       return huggingface_vit.read(path, found, grid)
@@ -170,6 +173,17 @@ def read(
     notes.append(f'Not of the model, so not read: {_listed(others)}.')
   notes = (*notes, *released.notes)
   return dataclasses.replace(released, notes=notes)
+
+
+def holds(family: Any, names: Iterable[str]) -> bool:
+  """Whether a file has a model of a family.
+
+  Args:
+    family: one of the modules of this package, such as `inception`.
+    names: of all of its tensors; they may have any prefix.
+  """
+  pattern = re.compile(rf'(?:.*/)?{family.BEGINNING}')
+  return any(map(pattern.match, names))
 
 
 def _check_told(told: Mapping[str, Any], is_openai: bool) -> None:
@@ -210,8 +224,8 @@ def _family(names: Iterable[str]) -> tuple[Any, str]:
       return family, prefixes.pop()
   raise ReleasedError(
     'no model that is known here. Its names are not those of a ViT, a hybrid, '
-    'a ResNet, a Mixer or two towers of google-research, or of a CLIP or a '
-    f'discrete VAE of OpenAI: {_listed(names)}.'
+    'a ResNet, a Mixer or two towers of google-research, of a CLIP or a '
+    f'discrete VAE of OpenAI, or of the Inception-v3 of FID: {_listed(names)}.'
   )
 
 
@@ -346,6 +360,10 @@ def write(
     OSError: it cannot be written.
   """
   path, name = pathlib.Path(path), released.model['name']
+  if name == 'inception_v3':
+    raise ReleasedError(
+      'Inception-v3 is only read: its published file serves every program.'
+    )
   if dialect not in DIALECTS:
     hint = did_you_mean(dialect, DIALECTS)
     raise ReleasedError(f'There is no dialect {dialect!r}.{hint}')

@@ -16,8 +16,8 @@ class Released:
   """A model with its parameters and what else its file tells.
 
   Attributes:
-    dialect: how the file writes names: one of `vit_jax.released.DIALECTS`, or
-      'vit_jax' for parameters of a run.
+    dialect: how the file writes names: one of `vit_jax.released.DIALECTS`,
+      'inception', which is only read, or 'vit_jax' for parameters of a run.
     model: the section `model` of a configuration, as far as the file
       determines it: `name` and the sizes.
     params: float32 arrays by path, such as 'encoder/block_00/mlp/up/kernel'.

@@ -4,9 +4,13 @@ A .pt file is a zip archive of raw arrays and of one pickle that says what they
 are. Unpickling runs whatever the pickle names. Here its instructions are read
 one by one; of those that call something, only the few that describe a tensor
 are understood, and any other makes the file be refused.
+
+Files that torch wrote before 1.6 are no archives, but five pickles and the raw
+arrays after another.
 """
 
 import functools
+import io
 import math
 import pathlib
 import pickletools
@@ -15,7 +19,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +42,8 @@ _DTYPES = {
 # Classes of modules: what they hold is read, nothing of them is looked up.
 _MODULES = re.compile(r'__torch__[. ].*|(?:dall_e|torch\.nn\.modules)\.\w+ \w+')
 _MOST_TENSORS = 100_000
+# The first pickle of a file that is no archive: a number that says so.
+_BARE = b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _LITERALS = (
   'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE',
@@ -45,6 +51,10 @@ _LITERALS = (
 )  # fmt: skip
 _TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 _EMPTY = {'EMPTY_DICT': dict, 'EMPTY_LIST': list}
+
+
+# Returns the numbers that tensors are views of: by key, type and how many.
+Storage = Callable[[str, np.dtype, int], np.ndarray]
 
 
 class _Name(NamedTuple):
@@ -69,13 +79,10 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], set[str]]:
     ReleasedError: it is damaged, or asks for anything but tensors.
   """
   try:
-    with zipfile.ZipFile(path) as file:
-      members = file.infolist()
-      archive.check_size(path, members)
-      root = _root([member.filename for member in members])
-      reader = _Reader(lambda key: file.read(f'{root}data/{key}'))
-      found = reader.run(file.read(f'{root}data.pkl'))
-    return _flat(found), {name.rpartition(' ')[2] for name in reader.named}
+    with path.open('rb') as file:
+      is_bare = file.read(len(_BARE)) == _BARE
+    found, named = (_read_bare if is_bare else _read_archive)(path)
+    return _flat(found), {name.rpartition(' ')[2] for name in named}
   except ReleasedError as error:
     raise ReleasedError(f'{path}: {error}') from error
   except (
@@ -88,15 +95,76 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], set[str]]:
     ) from error
 
 
+def _read_archive(path: pathlib.Path) -> tuple[Any, set[str]]:
+  """Returns what an archive holds, and what its pickle names."""
+  with zipfile.ZipFile(path) as file:
+    members = file.infolist()
+    archive.check_size(path, members)
+    root = _root([member.filename for member in members])
+
+    @functools.cache
+    def storage(key, dtype, size):
+      return _numbers(file.read(f'{root}data/{key}'), key, dtype, size)
+
+    reader = _Reader(storage)
+    return reader.run(io.BytesIO(file.read(f'{root}data.pkl'))), reader.named
+
+
 def _root(names: list[str]) -> str:
   """Returns the folder of the archive, with a slash."""
   roots = [n.removesuffix('data.pkl') for n in names if n.endswith('/data.pkl')]
   if len(roots) != 1:
-    raise ReleasedError(
-      'it is no zip archive of torch with one data.pkl. Files that torch wrote '
-      'before 1.6 hold a bare pickle: save them again.'
-    )
+    raise ReleasedError('it is no zip archive of torch with one data.pkl.')
   return roots[0]
+
+
+def _read_bare(path: pathlib.Path) -> tuple[Any, set[str]]:
+  """Returns what `_read_archive` does of a file of torch before 1.6."""
+  storages, left = {}, path.stat().st_size
+
+  def storage(key, dtype, size):
+    """Returns where numbers will be: they come after the pickle."""
+    nonlocal left
+    if key not in storages:
+      left -= size * dtype.itemsize
+      if left < 0:
+        raise ReleasedError(f'storage {key} should be larger than the file.')
+      storages[key] = np.empty(size, dtype)
+    if (storages[key].dtype, storages[key].size) != (dtype, size):
+      raise ReleasedError(f'storage {key} should be of two kinds.')
+    return storages[key]
+
+  with path.open('rb') as file:
+    readers = [_Reader(storage) for _ in range(5)]
+    _, _, system, found, keys = (reader.run(file) for reader in readers)
+    if not system['little_endian']:
+      raise ReleasedError(
+        'its numbers are those of a big-endian machine: save it again on '
+        'another.'
+      )
+    if {*keys} != storages.keys():
+      raise ReleasedError('it has other storages than its tensors need.')
+    for key in keys:
+      numbers = storages[key]
+      (size,) = struct.unpack('<q', file.read(8))
+      data = file.read(numbers.nbytes)
+      numbers[:] = _numbers(data, key, numbers.dtype, numbers.size)
+      if size != numbers.size:
+        raise ReleasedError(
+          f'storage {key} should have {numbers.size:,} numbers, but says that '
+          f'it has {size:,}.'
+        )
+  return found, readers[3].named
+
+
+def _numbers(data: bytes, key: str, dtype: np.dtype, size: int) -> np.ndarray:
+  """Returns the numbers of a storage, all that its tensors expect."""
+  if len(data) != size * dtype.itemsize:
+    raise ReleasedError(
+      f'storage {key} should have {size:,} numbers of {dtype}, but has '
+      f'{len(data):,} bytes.'
+    )
+  return np.frombuffer(data, dtype)
 
 
 class _Reader:
@@ -106,15 +174,14 @@ class _Reader:
     named: what the pickle has named.
   """
 
-  def __init__(self, storage: Callable[[str], bytes]):
-    """Takes what returns the bytes of a storage by its key."""
+  def __init__(self, storage: Storage):
     self.named: set[str] = set()
-    self._storage = functools.cache(storage)
+    self._storage = storage
     self._stack: list[Any] = []
     self._marks: list[int] = []
     self._memo: dict[int, Any] = {}
 
-  def run(self, pickle: bytes) -> Any:
+  def run(self, pickle: BinaryIO) -> Any:
     """Returns nested dicts (of modules, too) and lists, with arrays."""
     for opcode, argument, _ in pickletools.genops(pickle):
       if opcode.name == 'STOP':
@@ -181,20 +248,21 @@ class _Reader:
     return self._stack[-1]
 
   def _open(
-    self, kind: str, storage: _Name, key: str, device: str, size: int
+    self,
+    kind: str,
+    storage: _Name,
+    key: str,
+    device: str,
+    size: int,
+    part: None = None,
   ) -> np.ndarray:
     """Returns the numbers that tensors are views of."""
     del device
     dtype = _DTYPES.get(storage.text)
-    if kind != 'storage' or dtype is None:
+    # Only torch before 0.4 has named parts of a storage.
+    if kind != 'storage' or dtype is None or part is not None:
       raise ReleasedError(f'it stores {storage.text}, which is not known.')
-    data = self._storage(key)
-    if len(data) != size * dtype.itemsize:
-      raise ReleasedError(
-        f'storage {key} should have {size:,} numbers of {dtype}, but has '
-        f'{len(data):,} bytes.'
-      )
-    return np.frombuffer(data, dtype)
+    return self._storage(key, dtype, size)
 
   def _call(self, called: Any, arguments: Any) -> Any:
     """Returns what a call would, if it is one of the few that may be."""

@@ -141,8 +141,8 @@ def _of_released(
   # A run that nobody ran here: what evaluation asks for, and no data.
   if found.model['name'] not in schema.MODELS:
     raise ConfigError(
-      f'{path} holds a model of the kind {found.model["name"]!r}. It can be '
-      'inspected and converted, but not run here yet; those that can: '
+      f'{path} holds a model of the kind {found.model["name"]!r}, which is for '
+      'evaluate --network=FILE alone. Models that can be used otherwise: '
       f'{", ".join(schema.MODELS)}.'
     )
   preprocess = found.preprocess or _ANY_SIZE
