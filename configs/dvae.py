@@ -13,10 +13,8 @@ With images of your own:
   python -m vit_jax.train --config=configs/dvae.py:shards:DIR --workdir=DIR \
     --config.data.expected.train_examples=N
 
-The paper crops a square, scales it to between 288 and 384 pixels and cuts 256
-out of it; here the cut has a random shape as well. What keeps the codebook
-from collapsing is the weight of the KL divergence, and a temperature that
-falls along a cosine: along a line, training diverges.
+What keeps the codebook from collapsing is the weight of the KL divergence, and
+a temperature that falls along a cosine: along a line, training diverges.
 
 Expected: the paper gives no figure of the reconstructions alone.
 Cost by formula (3 forward passes an image): 1.74 TFLOP an image, 2,700
@@ -57,10 +55,8 @@ def get_config(source: str = VARIANTS[0]) -> ConfigDict:
         train=dict(
           source=source,
           split='train',
-          # Between (256 / 384)^2 and (256 / 288)^2 of the square.
-          preprocess=(
-            "inception_crop(256, 0.44, 0.79, 'area')|flip_lr|value_range(0, 1)"
-          ),
+          # The paper's listing 1.
+          preprocess='square_crop(256, 288, 384)|flip_lr|value_range(0, 1)',
         ),
         test=dict(
           source=source,

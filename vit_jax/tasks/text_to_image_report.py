@@ -30,7 +30,7 @@ def samples(
     variables: of its model.
     batches: of test data, of which the first is looked at.
   """
-  batch = next(iter(batches))
+  batch = _first(next(iter(batches)))
   keys = decoding.candidate_keys(0, len(batch['text']), _IMAGES)
 
   @jax.jit
@@ -56,6 +56,13 @@ def samples(
   texts = [task.tokenizer.decode(row).strip() for row in text[shown]]
   rows = np.concatenate([real[shown, None], drawn[shown]], axis=1)
   return _draw(texts, rows)
+
+
+def _first(batch: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the first examples of a batch, some for each device."""
+  each = -(-_TEXTS // jax.device_count())
+  number = each * jax.device_count()
+  return jax.jit(lambda batch: {k: x[:number] for k, x in batch.items()})(batch)
 
 
 def _draw(texts: list[str], images: np.ndarray) -> Figure:
