@@ -36,11 +36,7 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
   return ConfigDict(
     dict(
       task=dict(
-        name='text_to_image',
-        image_codes=image_codes,
-        caption_dropout=0.1,
-        # So that a colour and a shape that were never seen together can be.
-        token_dropout=0.2,
+        name='text_to_image', image_codes=image_codes, caption_dropout=0.1
       ),
       model=dict(
         name='dalle',
