@@ -16,7 +16,7 @@ Every file says how it was made: `--from=FILE.png --out=DIR` does it again.
 import argparse
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   workdir = command_line.required(known.workdir)
   sampler = Sampler(trained.load(workdir, known.step, overrides))
   matcher = command_line.open_clip(known)
-  given, whole = _given(sampler, known)
+  given = _given(sampler, known)
   for text in sampler.cut(prompts):
     _print(console, f'too long, the end is not read: {text}')
   facts = {
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
     'step': sampler.model.step,
     'seed': known.seed,
     **sampling._asdict(),
-    'given': None if given is None else given.tolist(),
+    'given': None if given is None else given.codes[: known.rows].tolist(),
     'clip': known.clip,
     'overrides': list(overrides),
   }
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   for line, several in enumerate(drawn, 1):
     prefix = f'{line:0{len(str(len(prompts)))}}-' if len(prompts) > 1 else ''
     kept = _ranked(several, matcher)[: known.rerank]
-    _write(kept, known.out, prefix, whole, console)
+    _write(kept, known.out, prefix, given, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
   )
   options.add_argument('--rows', type=int, help='of codes that are kept')
   options.add_argument(
-    '--from', dest='repeat', type=pathlib.Path, help='picture to make again'
+    '--from',
+    dest='repeat',
+    type=pathlib.Path,
+    help='picture or sheet to make again',
   )
   options.add_argument('--out', type=pathlib.Path, help='folder to write to')
   return options
@@ -159,10 +162,10 @@ def _prompts(known: argparse.Namespace) -> list[str]:
 
 def _given(
   sampler: Sampler, known: argparse.Namespace
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Returns the codes that are kept of an image, and all as a picture."""
+) -> pictures.Given | None:
+  """Returns the image whose upper part is kept; None without."""
   if known.complete is None:
-    return None, None
+    return None
   if not 1 <= known.rows < sampler.rows:
     raise ConfigError(
       f'--rows={known.rows}: a picture of this model has {sampler.rows} rows '
@@ -172,7 +175,7 @@ def _given(
     codes = sampler.encode([known.complete.read_bytes()])
   except (OSError, ValueError) as error:
     raise ConfigError(f'--complete={known.complete}: {error}') from error
-  return codes[0, : known.rows], sampler.decode(codes)[0]
+  return pictures.Given(codes[0], sampler.decode(codes)[0])
 
 
 def _drawn(
@@ -205,7 +208,7 @@ def _drawn(
     bar.close()
 
 
-def _of_facts(facts: dict[str, Any]) -> tuple[Sampling, np.ndarray | None]:
+def _of_facts(facts: Mapping[str, Any]) -> tuple[Sampling, np.ndarray | None]:
   """Returns how a picture was drawn, and the codes that were given."""
   sampling = Sampling(**{name: facts[name] for name in Sampling._fields})
   given = facts['given']
@@ -228,7 +231,7 @@ def _write(
   kept: Sequence[pictures.Picture],
   out: pathlib.Path,
   prefix: str,
-  whole: np.ndarray | None,
+  given: pictures.Given | None,
   console: Console,
 ) -> None:
   """Writes the pictures of one text, and their sheet."""
@@ -236,7 +239,7 @@ def _write(
   for rank, picture in enumerate(kept, 1):
     pictures.save(picture, out / f'{prefix}{rank:0{digits}}.png')
   path = out / f'{prefix}sheet.png'
-  pictures.sheet(kept, whole).save(path)
+  pictures.save_sheet(kept, path, given)
   best = kept[0]
   scored = '' if best.score is None else f', the best {best.score:.3f}'
   number = f'{len(kept)} picture{"s" if len(kept) > 1 else ""}'
@@ -246,25 +249,46 @@ def _write(
 def _repeat(
   known: argparse.Namespace, overrides: Sequence[str], console: Console
 ) -> None:
-  """Makes a picture again, by what its file says."""
+  """Makes a picture or a sheet again, by what its file says."""
   before = pictures.read(known.repeat)
-  facts = dict(before.facts)
+  facts = before.facts
   workdir = epath.Path(known.workdir or facts['workdir'])
   step = known.step or str(facts['step'])
   overrides = overrides or facts['overrides']
   sampler = Sampler(trained.load(workdir, step, overrides))
-  wanted = Wanted(facts['prompt'], facts['line'], facts['number'])
-  (image,) = sampler.draw([wanted], facts['seed'], *_of_facts(facts))
-  after = pictures.Picture(image, facts, before.score)
-  known.out.mkdir(parents=True, exist_ok=True)
   path = known.out / known.repeat.name
-  pictures.save(after, path)
+  _write_again(sampler, before, path)
+  image = pictures.read(path).image
   if image.shape != before.image.shape:
     _print(console, f'{path}: another size than {known.repeat}.')
     return
   differ = (image != before.image).any(-1).mean()
   same = 'every pixel as before' if not differ else f'{differ:.2%} differ'
   _print(console, f'{path}: {same}.')
+
+
+def _write_again(
+  sampler: Sampler, before: pictures.Picture, path: pathlib.Path
+) -> None:
+  """Draws what a file shows, and writes it as it was written."""
+  shown, whole = pictures.shown(before)
+  wanted = [
+    Wanted(facts['prompt'], facts['line'], facts['number'])
+    for facts, _ in shown
+  ]
+  settings = before.facts['seed'], *_of_facts(before.facts)
+  drawn = [
+    pictures.Picture(image, *own)
+    for image, own in zip(sampler.draw(wanted, *settings), shown)
+  ]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if not pictures.is_sheet(before):
+    pictures.save(drawn[0], path)
+    return
+  given = None
+  if whole is not None:
+    given = pictures.Given(whole, sampler.decode(whole[None])[0])
+  pictures.save_sheet(drawn, path, given)
 
 
 def _print(console: Console, text: str) -> None:

@@ -122,6 +122,13 @@ def test_the_best_are_kept_and_made_again(tmp_path):
   again = pictures.read(tmp_path / 'again' / '2.png')
   np.testing.assert_array_equal(again.image, found[1].image)
   assert again.facts == found[1].facts
+  # The sheet shows what the scores have left, in their order.
+  sheet = pictures.read(tmp_path / 'sheet.png')
+  shown, _ = pictures.shown(sheet)
+  assert shown == [(x.facts, x.score) for x in found]
+  text = call(f'--from={tmp_path / "sheet.png"}', f'--out={tmp_path / "again"}')
+  assert 'every pixel as before' in text
+  assert pictures.read(tmp_path / 'again' / 'sheet.png').facts == sheet.facts
 
 
 def test_what_a_released_clip_leaves_out_is_told(model, monkeypatch):
@@ -181,8 +188,9 @@ def test_a_picture_is_completed(model, tmp_path):
   for number in range(3):
     found = pictures.read(tmp_path / f'{number + 1}.png').image
     np.testing.assert_allclose(found.astype(int), expected[number], atol=1)
-  text = call(f'--from={tmp_path / "3.png"}', f'--out={tmp_path / "again"}')
-  assert 'every pixel as before' in text
+  for name in ('3.png', 'sheet.png'):
+    text = call(f'--from={tmp_path / name}', f'--out={tmp_path / "again"}')
+    assert 'every pixel as before' in text
 
 
 def test_an_image_of_another_size_is_refused_with_what_helps(

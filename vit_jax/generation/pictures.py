@@ -16,11 +16,12 @@ _DESCRIPTION, _FACTS = 'Description', 'vit_jax.generate'
 
 
 class Picture(NamedTuple):
-  """A generated picture.
+  """A generated picture, or a sheet of them.
 
   Attributes:
     image: uint8 [height, width, channels].
-    facts: all that it takes to make it again, in types of JSON.
+    facts: all that it takes to make it again, in types of JSON; see `shown` for
+      those of a sheet.
     score: cosine with its text; None where nothing scored it.
   """
 
@@ -29,17 +30,53 @@ class Picture(NamedTuple):
   score: float | None = None
 
 
+class Given(NamedTuple):
+  """An image whose upper part generated pictures have.
+
+  Attributes:
+    codes: of all of it, int [rows, columns].
+    image: what they mean, uint8 [height, width, channels].
+  """
+
+  codes: np.ndarray
+  image: np.ndarray
+
+
 def save(picture: Picture, path: pathlib.Path) -> None:
   """Writes a picture as PNG with how it was made."""
-  texts = PngImagePlugin.PngInfo()
-  texts.add_itxt(_DESCRIPTION, picture.facts['prompt'])
   facts = {**picture.facts, 'score': picture.score}
+  _image(picture.image).save(path, pnginfo=_texts(facts))
+
+
+def save_sheet(
+  pictures: Sequence[Picture], path: pathlib.Path, given: Given | None = None
+) -> None:
+  """Writes pictures of one text on one sheet as PNG with how it was made.
+
+  Args:
+    pictures: see `sheet`; their facts differ by `number` alone.
+    path: of the file.
+    given: see `sheet`.
+  """
+  facts = {
+    **pictures[0].facts,
+    'shown': [[one.facts['number'], one.score] for one in pictures],
+    'whole': None if given is None else given.codes.tolist(),
+  }
+  del facts['number']
+  sheet(pictures, given).save(path, pnginfo=_texts(facts))
+
+
+def _texts(facts: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
+  """Returns what is written into a file beside its pixels."""
+  texts = PngImagePlugin.PngInfo()
+  texts.add_itxt(_DESCRIPTION, facts['prompt'])
   texts.add_itxt(_FACTS, json.dumps(facts, ensure_ascii=False))
-  _image(picture.image).save(path, pnginfo=texts)
+  return texts
 
 
 def read(path: pathlib.Path) -> Picture:
-  """Reads a picture that `save` has written.
+  """Reads what `save` or `save_sheet` has written.
 
   Raises:
     ConfigError: it is not there, or says nothing of how it was made.
@@ -57,12 +94,37 @@ def read(path: pathlib.Path) -> Picture:
       'vit_jax.generate, or another program has changed it.'
     )
   facts = json.loads(found)
-  score = facts.pop('score')
+  score = facts.pop('score', None)  # A sheet has many.
   return Picture(image.reshape(*image.shape[:2], -1), facts, score)
 
 
+def is_sheet(picture: Picture) -> bool:
+  """Returns whether what `read` has returned is a sheet."""
+  return 'shown' in picture.facts
+
+
+def shown(
+  picture: Picture,
+) -> tuple[list[tuple[dict[str, Any], float | None]], np.ndarray | None]:
+  """Returns what a sheet shows, in its order.
+
+  Args:
+    picture: as `read` returns it.
+
+  Returns:
+    Facts and score of each picture, and the codes of the image that was given;
+    None without. Of what is no sheet, its own.
+  """
+  facts = dict(picture.facts)
+  if not is_sheet(picture):
+    return [(facts, picture.score)], None
+  several, whole = facts.pop('shown'), facts.pop('whole')
+  own = [({**facts, 'number': number}, score) for number, score in several]
+  return own, None if whole is None else np.array(whole, np.int32)
+
+
 def sheet(
-  pictures: Sequence[Picture], given: np.ndarray | None = None
+  pictures: Sequence[Picture], given: Given | None = None
 ) -> Image.Image:
   """Returns pictures of one text on one sheet, with number and score.
 
@@ -73,7 +135,7 @@ def sheet(
   images = [picture.image for picture in pictures]
   labels = [_label(picture) for picture in pictures]
   if given is not None:
-    images, labels = [given, *images], ['given', *labels]
+    images, labels = [given.image, *images], ['given', *labels]
   return contact_sheet.draw(images, labels, title=pictures[0].facts['prompt'])
 
 
