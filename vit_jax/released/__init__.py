@@ -341,7 +341,7 @@ def write(
     return (f'Not in it: {tokenizer}how images are prepared.',)
   families = _NPZ[dialect]
   if name not in families:
-    known = ', '.join(d for d in _NPZ if name in _NPZ[d])
+    known = ', '.join(d for d in _NPZ if name in _NPZ[d]) or 'none'
     raise ReleasedError(
       f'The dialect {dialect!r} is one of {" and ".join(families)}, not of '
       f'{name}. Dialects of {name}: {known}.'
