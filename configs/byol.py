@@ -3,7 +3,8 @@ r"""BYOL: a ViT that learns from two views of images, without labels.
 Grill et al., arXiv:2006.07733, section 3 and appendices B, C and F; the ViT
 takes the place of the ResNet-50 there. The argument is the length, 1000ep,
 300ep or 100ep, each with the paper's numbers, and after a comma the model
-(default S/16) or a ResNet such as R50x1.
+(default S/16) or a ResNet: one with group norm, such as R50x1, or one of CLIP's
+with batch norm, such as RN50.
 
   python -m vit_jax.train --config=configs/byol.py:300ep --workdir=runs/byol
 
@@ -19,12 +20,14 @@ nothing is learned.
 
 Expected: 74.3 % on ImageNet by a linear classifier, of a ResNet-50 after 1000
 epochs, and 72.5 % after 300 (the paper); of ViTs and of these ResNets, which
-have group norm, nothing is known.
+are not quite the paper's, nothing is known.
 Cost of 300 epochs of S/16 by formula: 28 exaFLOP (two views, each with a
 forward and a backward pass, and a forward pass of the target).
 """
 
 from ml_collections import ConfigDict
+
+from vit_jax.models import clip
 
 # Learning rate of 256 examples, weight decay and target's decay by length.
 LENGTHS = {
@@ -37,6 +40,7 @@ VARIANTS = (
   '1000ep',
   '100ep,B/16',
   '300ep,R50x1',
+  '300ep,RN50',
 )
 
 # Table 6: the two views differ in blur and solarisation.
@@ -61,7 +65,9 @@ def get_config(argument: str = '300ep') -> ConfigDict:
   model = model or 'S/16'
   learning_rate, weight_decay, target_decay = LENGTHS[length]
   batch_size, source = 4096, 'tfds:imagenet2012'
-  if 'x' in model:
+  if model.startswith('RN'):
+    fields = clip.variant(model)['image']
+  elif 'x' in model:
     fields = dict(name='resnet', variant=model)
   else:
     fields = dict(name='vit', variant=model, pooling='gap')

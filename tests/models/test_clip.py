@@ -326,6 +326,17 @@ def test_batch_norm_learns_its_statistics():
   assert np.abs(before - after).max() > 1e-3
 
 
+def test_a_resnet_classifies_by_its_pooled_features():
+  sizes = {k: v for k, v in RESNET.items() if k != 'name'}
+  model = modified_resnet.ModifiedResNet(**sizes, num_classes=5)
+  variables = noisy(model, noise(1, 2, 32, 32, 3))
+  logits, found = jax.jit(model.apply)(variables, noise(2, 2, 32, 32, 3))
+  head = variables['params']['head']
+  expected = found['pooled'] @ head['kernel'] + head['bias']
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  assert logits.shape == (2, 5)
+
+
 REFUSED = [
   (lambda: clip.variant('ViT-B/8'), 'Expected one of RN50, RN101'),
   (lambda: make(image={'width': 3}), 'image tower is None, expected one of mi'),

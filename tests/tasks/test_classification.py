@@ -43,6 +43,25 @@ def test_softmax_cross_entropy_and_accuracy():
   np.testing.assert_array_equal(each['accuracy'], [1, 0])
 
 
+def test_batch_norm_learns_in_training_alone():
+  class Normed(nn.Module):
+    """Gives its input back, normalised."""
+
+    @nn.compact
+    def __call__(self, image, train=False):
+      x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(image)
+      return x.reshape(x.shape[0], -1), {}
+
+  made = Classification(Normed(), ('a', 'b', 'c'), (1, 1, 3))
+  variables = made.init(KEY)
+  _, _, changed = made.loss(variables, batch(), KEY, 0)
+  (found,) = changed['batch_stats'].values()
+  np.testing.assert_allclose(found['mean'], 0.1 * LOGITS.mean(0), atol=1e-6)
+  before = 0.9 + 0.1 * LOGITS.var(0)
+  np.testing.assert_allclose(found['var'], before, atol=1e-6)
+  assert not made.loss(variables, batch(), KEY, 0, train=False)[2]
+
+
 def test_sigmoid_cross_entropy_sums_over_classes():
   loss, *_ = task(loss_function='sigmoid').loss({}, batch(), KEY, 0)
   targets = np.eye(3)[LABELS]

@@ -1,5 +1,6 @@
 """Distillation: losses by hand, and a teacher that stays as it is."""
 
+import dataclasses
 import types
 
 import flax.linen as nn
@@ -106,6 +107,26 @@ def test_loss_by_hand(sees, targets, share):
     right['accuracy'] = (logits.argmax(-1) == LABELS).mean()
     right['teacher_accuracy'] = (said.argmax(-1) == LABELS).mean()
   assert metrics == pytest.approx(right)
+
+
+def test_batch_norm_learns_of_the_student_alone():
+  class Normed(nn.Module):
+    """A linear classifier of normalised pixels."""
+
+    @nn.compact
+    def __call__(self, image, train=False):
+      x = nn.BatchNorm(use_running_average=not train, name='norm')(image)
+      return nn.Dense(3)(x.reshape(x.shape[0], -1)), {}
+
+  learned = Classification(Normed(), NAMES, SHAPE)
+  variables = learned.init(jax.random.key(1))
+  frozen = types.SimpleNamespace(task=learned, variables=variables)
+  task = dataclasses.replace(make(frozen), model=Normed())
+  _, _, changed = task.loss(task.init(KEY), batch(), KEY, 0)
+  assert set(changed) == {'batch_stats'}
+  mean = batch()['image'].mean((0, 1, 2))
+  found = changed['batch_stats']['norm']['mean']
+  np.testing.assert_allclose(found, 0.01 * mean, atol=1e-6)
 
 
 def test_sigmoid_teacher_gives_each_class_its_own_probability():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from vit_jax import config as config_lib
 from vit_jax import evaluate, few_shot
 from vit_jax.config import ConfigError
 from vit_jax.tasks import byol as byol_lib
@@ -23,6 +24,7 @@ from vit_jax.training import (
   metrics,
   rules,
   saved,
+  schema,
   trained,
 )
 from vit_jax.training import run as run_lib
@@ -141,6 +143,20 @@ def test_masked_patches_leaves_a_sheet_of_them(masked_patches):
   found = last(workdir)
   # Of 512 colours.
   assert 0 < found['train/loss'] < np.log(512) and 'test/accuracy' in found
+
+
+@pytest.mark.parametrize('name', ['byol', 'classification'])
+def test_the_resnet_of_clip_learns_by_itself(name, tiny):
+  sides = [x.replace('(8)', '(32)') for x in COLOURED]
+  sections = tiny(*SHORT, *sides).to_dict()
+  sections['model'] = dict(
+    name='modified_resnet', stages=(1, 1, 1, 1), width=4, num_heads=2
+  )
+  sections['task'] = {'name': name}
+  run = prepare(config_lib.resolve(sections, (), schema.SCHEMA))
+  stats = rules.by_path(run.state.others['batch_stats'])
+  assert 'stem/norm_1/mean' in stats
+  assert ('head' in run.state.params) == (name != 'byol')
 
 
 @pytest.mark.parametrize('name', ['byol', 'masked_patches'])

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import attention, layers, position
+from vit_jax.models import attention, heads, layers, position
 
 Array = jax.Array
 
@@ -148,6 +148,8 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(nn.Module):
   """The image tower of CLIP's RN50, RN101, RN50x4, RN50x16 and RN50x64.
 
+  By itself it is a model of images like the others.
+
   Batch norm keeps running statistics in the collection `batch_stats`, which
   is made by `init` beside `params`. Evaluation reads it. In training it is to
   be given as well and comes back changed:
@@ -168,6 +170,8 @@ class ModifiedResNet(nn.Module):
   width: int
   # Of the attention at the end.
   num_heads: int
+  # Length of the output; 0 gives the pooled features instead, as in CLIP.
+  num_classes: int = 0
   dtype: Any = jnp.float32
   softmax_dtype: Any = jnp.float32
 
@@ -200,14 +204,15 @@ class ModifiedResNet(nn.Module):
   def __call__(
     self, image: Array, *, train: bool = False
   ) -> tuple[Array, dict[str, Any]]:
-    """Encodes images.
+    """Encodes images, or classifies them.
 
     Args:
       image: [batch, height, width, channels].
       train: whether batch norm uses, and updates, the statistics of the batch.
 
     Returns:
-      The pooled features [batch, 32 * width], and a dict of intermediates:
+      Logits [batch, num_classes] in float32, or the pooled features
+      [batch, 32 * width] where `num_classes` is 0; and a dict of intermediates:
       `stem`, `stage_1` to `stage_4` and `pooled`.
 
     Raises:
@@ -224,7 +229,10 @@ class ModifiedResNet(nn.Module):
         dtype=self.dtype,
         name=f'stage_{i + 1}',
       )(x, train)
-    out['pooled'] = AttentionPool(
+    out['pooled'] = x = AttentionPool(
       self.num_heads, self.dtype, self.softmax_dtype, name='pooling'
     )(x)
-    return out['pooled'], out
+    if self.num_classes:
+      x = heads.classifier(x.shape[-1], self.num_classes)(x)
+      out['logits'] = x
+    return x, out

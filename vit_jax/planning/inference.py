@@ -58,8 +58,14 @@ def _plan(
 
   with jax.set_mesh(one):
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(task.init, key)['params']
-    arguments = placed(({'params': params}, task.batch_spec(images)['image']))
+    variables = jax.eval_shape(task.init, key)
+    # A teacher does not predict.
+    of_model = {
+      name: variables[name]
+      for name in ('params', 'batch_stats')
+      if name in variables
+    }
+    arguments = placed((of_model, task.batch_spec(images)['image']))
     lowered = jax.jit(task.predict).lower(*arguments)
     work = flops.count_flops(task.predict, *arguments)
   result, remembered = compilation.remembered(lowered, topology, folder)

@@ -377,7 +377,7 @@ def write(
     return (f'Not in it: {tokenizer}how images are prepared.',)
   families = _NPZ[dialect]
   if name not in families:
-    known = ', '.join(dialects_of(name))
+    known = ', '.join(dialects_of(name)) or 'none'
     raise ReleasedError(
       f'The dialect {dialect!r} is one of {" and ".join(families)}, not of '
       f'{name}. Dialects of {name}: {known}.'

@@ -87,6 +87,16 @@ class Classification:
       return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
     return optax.softmax_cross_entropy(logits, targets)
 
+  def _learn(
+    self, variables: Mapping[str, Any], image: Array, key: Array, train: bool
+  ) -> tuple[Array, dict[str, Any]]:
+    """Returns logits, and in training the statistics of batch norm after it."""
+    learned = ['batch_stats'] if train and 'batch_stats' in variables else []
+    (logits, _), changed = self.model.apply(
+      variables, image, train=train, rngs={'dropout': key}, mutable=learned
+    )
+    return logits, changed
+
   def loss(
     self,
     variables: Mapping[str, Any],
@@ -102,7 +112,7 @@ class Classification:
       batch: `image` [batch, height, width, channels], `label` [batch].
       key: random key of this batch.
       step: not used; other tasks have schedules.
-      train: whether to regularise.
+      train: whether to regularise, and to learn statistics of batch norm.
     """
     del step
     image, classes = batch['image'], len(self.class_names)
@@ -112,12 +122,10 @@ class Classification:
       targets = optax.smooth_labels(targets, self.label_smoothing)
     if train and self.mixup:
       image, targets = mixup(image, targets, self.mixup, mixup_key)
-    logits, _ = self.model.apply(
-      variables, image, train=train, rngs={'dropout': dropout_key}
-    )
+    logits, changed = self._learn(variables, image, dropout_key, train)
     loss = self._cross_entropy(logits, targets).mean()
     right = logits.argmax(-1) == batch['label']
-    return loss, {'accuracy': right.mean()}, {}
+    return loss, {'accuracy': right.mean()}, changed
 
   def metrics(
     self, variables: Mapping[str, Any], batch: Batch

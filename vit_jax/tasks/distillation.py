@@ -147,7 +147,7 @@ class Distillation(Classification):
         the teacher sees that; `label` [batch] if true labels count.
       key: random key of this batch.
       step: not used; other tasks have schedules.
-      train: whether to regularise.
+      train: whether to regularise, and to learn statistics of batch norm.
     """
     del step
     image = batch['image']
@@ -160,9 +160,7 @@ class Distillation(Classification):
       targets = jnp.append(targets, labels[:, None], axis=1)
     if train and self.mixup:
       image, targets = mixup(image, targets, self.mixup, mixup_key)
-    logits, _ = self.model.apply(
-      variables, image, train=train, rngs={'dropout': dropout_key}
-    )
+    logits, changed = self._learn(variables, image, dropout_key, train)
     taught = self._cross_entropy(logits / self.temperature, targets[:, 0])
     loss = (1 - self.true_labels) * self.temperature**2 * taught
     if self.true_labels:
@@ -174,4 +172,4 @@ class Distillation(Classification):
         'accuracy': (found == batch['label']).mean(),
         'teacher_accuracy': (said == batch['label']).mean(),
       }
-    return loss.mean(), metrics, {}
+    return loss.mean(), metrics, changed

@@ -12,6 +12,7 @@ from vit_jax.config import Duration, Field, OneOf, fields_of
 from vit_jax.evaluation import few_shot
 from vit_jax.models import clip, dalle, discrete_vae
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.modified_resnet import ModifiedResNet
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.text import TextTransformer
 from vit_jax.models.vit import ViT
@@ -32,6 +33,7 @@ MODELS = {
   'dalle': dalle.DallE,
   'discrete_vae': discrete_vae.DiscreteVae,
   'mixer': Mixer,
+  'modified_resnet': ModifiedResNet,
   'resnet': ResNet,
   'vit': ViT,
 }
