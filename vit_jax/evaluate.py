@@ -17,9 +17,11 @@ knows classes, the Inception score: NETWORK is a workdir or a released
 checkpoint of a classifier or a CLIP. Of pt_inception-2015-12-05-6726825d.pth,
 the Inception-v3 of FID, they are FID and Inception score as papers have them.
 
-zero_shot, linear_probe and robustness read labels: of the test data, or of
---source. With --variants=imagenet_v2,imagenet_a robustness is accuracy on these
-sets, of a classifier of ImageNet or by the names of its classes.
+zero_shot, linear_probe and robustness read labels: of --source, or else of the
+test data; zero_shot, and robustness where classes are told by their names, of
+the run's own config.eval.zero_shot before that, with its prompts. With
+--variants=imagenet_v2,imagenet_a robustness is accuracy on these sets, of a
+classifier of ImageNet or by the names of its classes.
 """
 
 import argparse
@@ -208,8 +210,8 @@ def _zero_shot(
   model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
 ) -> Scores:
   _check_pairs(model, 'zero_shot')
-  source, where = _labelled(model, known, 'test')
-  named = classifying.named(model.config, known.prompts, source.class_names)
+  source, where, prompts_name = _named(model, known)
+  named = classifying.named(model.config, prompts_name, source.class_names)
   found = scorer.zero_shot(model.variables, source, named)
   return zero_shot.figures(found), {'zero_shot_results': {where: found}}, where
 
@@ -233,10 +235,8 @@ def _robustness(
     found = classifying.variants(model, scorer, names, known.prompts)
     figures = imagenet_variants.figures(found)
     return figures, {'variant_results': found}, ', '.join(found)
-  source, where = _labelled(model, known, 'test')
-  measure = classifying.measure(
-    model, scorer, source.class_names, known.prompts
-  )
+  source, where, prompts_name = _named(model, known)
+  measure = classifying.measure(model, scorer, source.class_names, prompts_name)
   found = scorer.robustness(
     source, lambda worse, transform: measure(worse, transform=transform).top_1
   )
@@ -325,6 +325,22 @@ def _labelled(
     raise ConfigError('Name data with labels, such as --source=folder:DIR.')
   found = records.open_source(source, split, classes, where)
   return found, f'{source} {split}'
+
+
+def _named(
+  model: trained.Trained, known: argparse.Namespace
+) -> tuple[Any, str, str | None]:
+  """Opens labels that are told by their names, as the run itself has it.
+
+  Returns:
+    The source, what it is called, and the name of the prompts.
+  """
+  own = model.config.eval.zero_shot
+  if known.source or not own.source:
+    return *_labelled(model, known, 'test'), known.prompts
+  split = known.test_split or own.split
+  found = records.open_source(own.source, split, (), 'config.eval.zero_shot')
+  return found, f'{own.source} {split}', known.prompts or own.prompts
 
 
 def _check_pairs(model: trained.Trained, name: str) -> None:

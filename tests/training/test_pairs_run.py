@@ -270,6 +270,8 @@ def test_it_is_evaluated_by_its_own_words(workdir, tmp_path):
   assert 'chance' in page and 'Zero-shot' in page
   (similarity,) = re.findall(r'  similarity +(\S+)', text)
   assert re.search(rf'\| similarity +\| +{similarity} \|', page)
+  with pytest.raises(ConfigError, match="--source='field:NAME:shapes"):
+    call(evaluate.main, f'--workdir={workdir}', '--tasks=zero_shot')
   with pytest.raises(ConfigError, match='not measured'):
     call(evaluate.main, f'--workdir={workdir}', '--tasks=retrival')
 

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from vit_jax import config as config_lib
+from vit_jax import evaluate
 from vit_jax.config import ConfigError
 from vit_jax.data import array_sources, tokenizer
 from vit_jax.evaluation import corruptions
@@ -100,6 +101,19 @@ def test_the_best_may_be_by_any_figure_that_is_measured(tmp_path):
     result = scorer.zero_shot(model.variables, source, named)
   assert result.examples == 40
   assert figures[best] == pytest.approx(result.top_1, abs=1e-6)
+  # Its own data, and its own prompts, without being told.
+  text = evaluated(tmp_path, '--tasks=zero_shot', '--step=best')
+  assert f'on {LABELS} test[:40]\n' in text
+  assert re.search(f'{best} +{result.top_1:.4f}', text)
+  text = evaluated(tmp_path, '--tasks=zero_shot', '--test-split=test[:20]')
+  assert f'on {LABELS} test[:20]\n' in text
+
+
+def evaluated(workdir, *arguments):
+  """Returns what `evaluate` prints of a run."""
+  console = Console(file=io.StringIO(), width=200)
+  evaluate.main([f'--workdir={workdir}', *arguments], console)
+  return console.file.getvalue()
 
 
 def calls(monkeypatch, task, *names):

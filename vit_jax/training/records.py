@@ -60,6 +60,14 @@ def open_source(
   source: str, split: str, classes: Sequence[str], where: str
 ) -> sources.Source:
   """Opens a source of labels; ConfigError, beginning with `where`, if not."""
+  if captions.is_known(source):
+    fields = [f'field:NAME:{one.strip()}' for one in source.split(' + ')]
+    labels = ' + '.join(fields)
+    raise ConfigError(
+      f'{where}: {source!r} has captions and no labels. Name a field of its '
+      f'records that holds labels by {labels!r}; to a command that takes it, '
+      f'--source={labels!r}.'
+    )
   try:
     return sources.open_source(source, split, classes)
   except REFUSALS as error:
