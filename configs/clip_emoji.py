@@ -8,14 +8,18 @@ set asks for the names of drawings in that style.
   python -m vit_jax.train --config=configs/clip_emoji.py:emoji64.tar.gz \
     --workdir=runs/emoji
 
-and, on the names that it has not seen, the 195 that were held out here,
+and, on the 195 names that it has not seen,
 
   python -m vit_jax.evaluate --workdir=runs/emoji --tasks=retrieval \
-    --captions=first --config.data.test.source='captions:emoji64.tar.gz where
-    style=noto, codepoints~[37]$'
+    --captions=first --config.data.test.source="captions:$UNSEEN"
 
-Expected: FIGURES
-Cost: 0.4 GFLOP a pair; 48 minutes of one core, or about 25 on two.
+with UNSEEN='emoji64.tar.gz where style=noto, codepoints~[37]$'.
+
+Expected, of 1,305 drawings in the style that was never seen, by their names:
+the right name first 32 %, among ten 69 %; the right drawing first 34 %, among
+ten 72 %. Of 195 whose names were never seen either: 11 and 40 %, 10 and 39 %
+(one run, seed 0).
+Cost: 0.4 GFLOP a pair; 50 minutes of one core, or about 25 on two.
 """
 
 from ml_collections import ConfigDict

@@ -36,7 +36,10 @@ a patch was, and where that is told:
 with position=none, and with position=relative at every_layer and shared, in
 two sweeps more of the same workdir.
 
-Expected: not measured; nothing is published at this size.
+What is in the README had, everywhere, --config.total=60000examples,
+--config.eval.every=100% and --config.checkpoint.every=100%.
+
+Expected: the README's section "Studies"; nothing is published at this size.
 Cost of training, by arithmetic, for an image: XS 13, S 48, M 100, L 260 MFLOP;
 10 epochs of 60,000 images are 8, 29, 60 and 156 TFLOP.
 """
