@@ -241,6 +241,16 @@ def split(
   return options.parse_args(others), overrides
 
 
+def tell_broken(console: Console) -> Callable[[str, str], None]:
+  """Returns what prints the name of a broken record, and what is wrong."""
+
+  def say(name: str, reason: str) -> None:
+    text = f'skipped, cannot be read: {name} ({reason})'
+    console.print(text, highlight=False, markup=False)
+
+  return say
+
+
 def required(workdir: str | None) -> epath.Path:
   """Returns the workdir; ConfigError if it was not given, or is empty."""
   if not workdir:

@@ -8,6 +8,7 @@ name:
   retrieval     finding images by text and text by image
   zero_shot     classifying by the names of classes
   linear_probe  a linear classifier of frozen features
+  few_shot      one of a few examples a class; `vit_jax.few_shot` can do more
   robustness    accuracy on corrupted images
   generation    how good the pictures are that a model draws of captions
 
@@ -17,11 +18,12 @@ knows classes, the Inception score: NETWORK is a workdir or a released
 checkpoint of a classifier or a CLIP. Of pt_inception-2015-12-05-6726825d.pth,
 the Inception-v3 of FID, they are FID and Inception score as papers have them.
 
-zero_shot, linear_probe and robustness read labels: of --source, or else of the
-test data; zero_shot, and robustness where classes are told by their names, of
-the run's own config.eval.zero_shot before that, with its prompts. With
---variants=imagenet_v2,imagenet_a robustness is accuracy on these sets, of a
-classifier of ImageNet or by the names of its classes.
+zero_shot, linear_probe, few_shot and robustness read labels: of --source, or
+else of the run's own config.eval.few_shot for few_shot, config.eval.zero_shot
+for zero_shot and for robustness where classes are told by their names, or else
+of its training and test data. With --variants=imagenet_v2,imagenet_a robustness
+is accuracy on these sets, of a classifier of ImageNet or by the names of its
+classes.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from vit_jax import command_line
 from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.evaluation import (
   corruptions,
+  few_shot,
   imagenet_variants,
   linear_probe,
   markdown_report,
@@ -50,6 +53,7 @@ from vit_jax.evaluation import (
 from vit_jax.generation import networks, sampler, scores
 from vit_jax.training import (
   classifying,
+  few_shot_inputs,
   image_codes,
   inputs,
   matching,
@@ -69,13 +73,10 @@ def main(arguments: Sequence[str], console: Console) -> None:
     model = dataclasses.replace(model, variables=fresh, step=0)
   # Nothing but JSON goes where JSON is expected.
   notes = Console(stderr=True, soft_wrap=True) if known.json else console
-
-  def say(name: str, reason: str) -> None:
-    text = f'skipped, cannot be read: {name} ({reason})'
-    notes.print(text, highlight=False, markup=False)
-
-  _fit_batches(model)
-  scorer = scoring.Scorer(model.task, model.config, model.mesh, say)
+  trained.fit_batches(model)
+  scorer = scoring.Scorer(
+    model.task, model.config, model.mesh, command_line.tell_broken(notes)
+  )
   figures, tables, data = {}, {}, {}
   with jax.set_mesh(model.mesh):
     for name in names:
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     help=f'of robustness, with commas: {", ".join(imagenet_variants.VARIANTS)}',
   )
   options.add_argument(
-    '--feature', default='pooled', help='of linear_probe; pooled by default'
+    '--feature', help='of linear_probe and few_shot; pooled by default'
   )
   options.add_argument(
     '--count', type=int, default=1000, help='of captions, for generation'
@@ -222,9 +223,34 @@ def _linear_probe(
   train, _ = _labelled(model, known, 'train')
   test, where = _labelled(model, known, 'test')
   inputs.check_classes(train.class_names, test.class_names)
-  found = scorer.linear_probe(model.variables, train, test, known.feature)
+  feature = known.feature or 'pooled'
+  found = scorer.linear_probe(model.variables, train, test, feature)
   results = {'linear_probe_results': {where: found}}
   return linear_probe.figures(found), results, where
+
+
+def _few_shot(
+  model: trained.Trained, scorer: scoring.Scorer, known: argparse.Namespace
+) -> Scores:
+  if known.train_source:
+    raise ConfigError(
+      '--train-source is of linear_probe: few_shot chooses its examples from '
+      '--source.'
+    )
+  # Of --source, splits of these names, as for the other tasks.
+  settings = few_shot_inputs.settings(
+    model.config.eval.few_shot,
+    source=known.source,
+    train_split=known.train_split or (known.source and 'train'),
+    test_split=known.test_split or (known.source and 'test'),
+    feature=known.feature,
+  )
+  measure = few_shot_inputs.make_measure(model, settings, scorer.say)
+  found, test = measure(model.variables), model.config.data.test
+  split = settings.test_split or test.split
+  where = f'{settings.source or test.source} {split}'
+  figures = few_shot.figures(found, with_l2=len(settings.l2) > 1)
+  return figures, {'few_shot_results': {where: found}}, where
 
 
 def _robustness(
@@ -285,6 +311,7 @@ _TASKS = {
   'retrieval': _retrieval,
   'zero_shot': _zero_shot,
   'linear_probe': _linear_probe,
+  'few_shot': _few_shot,
   'robustness': _robustness,
   'generation': _generation,
 }
@@ -367,17 +394,6 @@ def _write_report(
   }
   page = markdown_report.write('Evaluation', facts, **tables)
   path.write_text(page, encoding='utf-8')
-
-
-def _fit_batches(model: trained.Trained) -> None:
-  """Makes batches divisible by these devices; padding is not counted."""
-  config = model.config
-  size = config.eval.batch_size
-  size = config.batch_size if size is None else size
-  if size < 1:
-    raise ConfigError(f'The batch size is {size}, expected 1 or more.')
-  with config.unlocked():
-    config.eval.batch_size = model.whole_batch(size)
 
 
 if __name__ == '__main__':

@@ -21,23 +21,27 @@ from rich.table import Table
 from vit_jax import command_line
 from vit_jax.config import ConfigError
 from vit_jax.evaluation import few_shot
-from vit_jax.training import few_shot_inputs, inputs, trained
-
-# If neither the command nor the configuration of the run says so.
-_SHOTS = (1, 5, 10, 25)
+from vit_jax.training import few_shot_inputs, trained
 
 
 def main(arguments: Sequence[str], console: Console) -> None:
   """Prints a table, or JSON."""
   known, overrides = command_line.split(_parser(), arguments)
   model = command_line.open_model(known, overrides)
-  settings = _settings(known, model.config.eval.few_shot)
+  trained.fit_batches(model)
+  settings = few_shot_inputs.settings(
+    model.config.eval.few_shot, **_given(known)
+  )
   # Nothing but JSON goes where JSON is expected.
   notes = Console(stderr=True, soft_wrap=True) if known.json else console
   variables = {'trained': model.variables}
   if known.random:
     variables['random'] = trained.fresh_variables(model)
-  results = _score(model, settings, variables, notes)
+  measure = few_shot_inputs.make_measure(
+    model, settings, command_line.tell_broken(notes)
+  )
+  with jax.set_mesh(model.mesh):
+    results = {name: measure(tree) for name, tree in variables.items()}
   if known.json:
     print(json.dumps({'step': model.step, **_as_json(results)}))
     return
@@ -66,19 +70,15 @@ def _parser() -> argparse.ArgumentParser:
   return options
 
 
-def _settings(known: argparse.Namespace, own: Any) -> few_shot.Settings:
-  """Returns the settings of the run, with those of the command."""
-  given = own.to_dict()
-  if not given['shots']:
-    given['shots'] = _SHOTS
+def _given(known: argparse.Namespace) -> dict[str, Any]:
+  """Returns the settings that the command gives, None where it does not."""
+  given = {}
   for field in dataclasses.fields(few_shot.Settings):
     text = getattr(known, field.name)
-    if text is None:
-      continue
-    if field.type is not str:
+    if text is not None and field.type is not str:
       text = _numbers(field.name, text, field.type)
     given[field.name] = text
-  return few_shot.Settings(**given)
+  return given
 
 
 def _numbers(name: str, text: str, kind: type) -> Any:
@@ -93,45 +93,6 @@ def _numbers(name: str, text: str, kind: type) -> Any:
       f'--{name}={text} is not understood: expected {expected}.'
     )
   return value
-
-
-def _score(
-  model: trained.Trained,
-  settings: few_shot.Settings,
-  variables: dict[str, Any],
-  notes: Console,
-) -> dict[str, list[few_shot.Result]]:
-  """Returns the results of each set of variables; notes what is broken."""
-
-  def say(name: str, reason: str) -> None:
-    text = f'skipped, cannot be read: {name} ({reason})'
-    notes.print(text, highlight=False, markup=False)
-
-  if not (settings.source or model.config.data.train.source):
-    raise ConfigError(
-      'A released checkpoint comes without data: name it, for example with '
-      '--source=folder:DIR --train-split=train --test-split=test.'
-    )
-  data = few_shot_inputs.open_few_shot(
-    model.config, settings, model.task.image_shape
-  )
-  # Padding is not counted.
-  size = model.whole_batch(
-    model.config.eval.batch_size or model.config.batch_size
-  )
-  with model.config.unlocked():
-    model.config.eval.batch_size = size
-
-  def batches(source):
-    return inputs.test_batches(
-      model.config, source, data.preprocess, model.mesh, say
-    )
-
-  evaluate = few_shot.make_evaluator(
-    model.task, settings, data.train, data.test
-  )
-  with jax.set_mesh(model.mesh):
-    return {name: evaluate(tree, batches) for name, tree in variables.items()}
 
 
 def _as_json(results: dict[str, list[few_shot.Result]]) -> dict[str, Any]:

@@ -64,7 +64,12 @@ def planner(*overrides):
       model_flops=1,
       executed_flops=1,
       result=compilation.Result(
-        fits, needed, 0.0, 0.0, program=program.Program(cycles=cycles)
+        fits,
+        needed,
+        0.0,
+        0.0,
+        memory={'activations and temporaries': needed - 3 * 2**30 * state},
+        program=program.Program(cycles=cycles),
       ),
       remembered=False,
       accumulate=accumulate,
@@ -132,6 +137,18 @@ def test_the_sweep_keeps_the_images_of_the_run():
   assert max(n for n, plan in by_size.items() if plan.result.fits) == 24
   assert by_size[128].steps == 100
   assert by_size[24].steps == 534  # The same 12,800 images.
+
+
+def test_a_sweep_starts_where_it_should_fit():
+  asked = []
+
+  def plan_with(topology, changes):
+    asked.append(' '.join(changes))
+    return planner('--config.batch_size=8')(topology, changes)
+
+  assert variations.guess(plan_with(V3, ())) == 23
+  variations.over_batches(V3, plan_with)
+  assert '--config.batch_size=16 ' in asked[2]
 
 
 def test_the_sweep_keeps_the_parts_of_the_run():

@@ -102,9 +102,18 @@ def test_the_best_may_be_by_any_figure_that_is_measured(tmp_path):
   assert result.examples == 40
   assert figures[best] == pytest.approx(result.top_1, abs=1e-6)
   # Its own data, and its own prompts, without being told.
-  text = evaluated(tmp_path, '--tasks=zero_shot', '--step=best')
-  assert f'on {LABELS} test[:40]\n' in text
+  report = tmp_path / 'report.md'
+  text = evaluated(
+    tmp_path, '--tasks=zero_shot,few_shot', '--step=best', f'--report={report}'
+  )
+  assert f'on {LABELS} test[:40] and {LABELS} test[:20]\n' in text
   assert re.search(f'{best} +{result.top_1:.4f}', text)
+  for name in ('few_shot/1_shot', 'few_shot/1_shot_std'):
+    assert re.search(f'{name} +{figures[name]:.4f}', text)
+  mean = f'{100 * figures["few_shot/1_shot"]:.1f}'
+  assert re.search(
+    rf'Few-shot[^#]+test\[:20\] \| +{mean} ±', report.read_text()
+  )
   text = evaluated(tmp_path, '--tasks=zero_shot', '--test-split=test[:20]')
   assert f'on {LABELS} test[:20]\n' in text
 

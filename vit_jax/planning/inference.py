@@ -110,17 +110,10 @@ def over_resolutions(
         return _plan(resized, topology, folder, images)
 
     timed = plan(_TIMED)
-    start = _guess(timed) if timed.result.fits else _TIMED
+    start = variations.guess(timed) if timed.result.fits else _TIMED
     most = variations.largest(lambda n, plan=plan: plan(n).result.fits, start)
     result.append(Resolution(size, most, timed))
   return result
-
-
-def _guess(plan: Plan) -> int:
-  """Returns how many images should fit, if activations grow with them."""
-  activations = plan.result.memory['activations and temporaries']
-  free = plan.topology.kind.hbm_gib * 2**30 - plan.result.needed_bytes
-  return max(1, int(plan.images * (1 + 0.9 * free / activations)))
 
 
 def show(title: str, found: Sequence[Resolution]) -> Table:

@@ -178,6 +178,17 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
   return low
 
 
+def guess(plan: Plan) -> int:
+  """Returns how many images should fit, if activations grow with them.
+
+  Args:
+    plan: that fits.
+  """
+  activations = plan.result.memory['activations and temporaries']
+  free = plan.topology.kind.hbm_gib * 2**30 - plan.result.needed_bytes
+  return max(1, int(plan.images * (1 + 0.9 * free / activations)))
+
+
 def over_batches(topology: Topology, plan_with: Planner) -> list[Named]:
   """Searches the largest batch; returns every plan that was tried.
 
@@ -209,7 +220,8 @@ def over_batches(topology: Topology, plan_with: Planner) -> list[Named]:
     return tried[size].result.fits
 
   tried[given.images] = given
-  if not largest(fits, given.images // unit):
+  start = guess(given) if given.result.fits else given.images
+  if not largest(fits, start // unit):
     raise ConfigError(
       f'Not even a batch of {unit} fits {topology.name}: choose a larger '
       '--topology, or see without --sweep what would make it fit.'

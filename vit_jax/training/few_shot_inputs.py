@@ -1,13 +1,17 @@
-"""Few-shot evaluation of a run: what it reads, opened and checked."""
+"""Few-shot evaluation of a run, in it and after it: what it reads, checked."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from vit_jax.config import ConfigError
 from vit_jax.data import preprocess, sources
 from vit_jax.evaluation import few_shot
 from vit_jax.training import inputs as inputs_lib
-from vit_jax.training import records
+from vit_jax.training import records, trained
+
+# If neither a command nor the configuration of a run says so.
+_SHOTS = (1, 5, 10, 25)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +121,47 @@ def make_figures(
     return few_shot.figures(results, with_l2=len(settings.l2) > 1)
 
   return figures
+
+
+def settings(own: Any, **given: Any) -> few_shot.Settings:
+  """Returns the settings of a run, with those that a command gives.
+
+  Args:
+    own: `config.eval.few_shot`.
+    **given: by the names of `few_shot.Settings`; None where nothing is said.
+  """
+  said = {name: value for name, value in given.items() if value is not None}
+  found = {**own.to_dict(), **said}
+  return few_shot.Settings(**{**found, 'shots': found['shots'] or _SHOTS})
+
+
+def make_measure(
+  model: trained.Trained, settings: few_shot.Settings, say: inputs_lib.Say
+) -> Callable[[Any], list[few_shot.Result]]:
+  """Returns what measures the few-shot accuracy of any variables of a model.
+
+  Args:
+    model: with test batches that `trained.fit_batches` has made fit.
+    settings: see `settings`.
+    say: is told of broken records.
+
+  Raises:
+    ConfigError: there is no data, or as of `open_few_shot`.
+  """
+  config = model.config
+  if not (settings.source or config.data.train.source):
+    raise ConfigError(
+      'A released checkpoint comes without data: name it, for example with '
+      '--source=folder:DIR --train-split=train --test-split=test.'
+    )
+  data = open_few_shot(config, settings, model.task.image_shape)
+  evaluate = few_shot.make_evaluator(
+    model.task, settings, data.train, data.test
+  )
+
+  def batches(source: sources.Source) -> Iterator[inputs_lib.Batch]:
+    return inputs_lib.test_batches(
+      config, source, data.preprocess, model.mesh, say
+    )
+
+  return lambda variables: evaluate(variables, batches)

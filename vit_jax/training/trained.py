@@ -78,6 +78,21 @@ def load(
   )
 
 
+def fit_batches(model: Trained) -> None:
+  """Makes test batches divisible by the devices; padding is not counted.
+
+  Raises:
+    ConfigError: they have no example.
+  """
+  config = model.config
+  size = config.eval.batch_size
+  size = config.batch_size if size is None else size
+  if size < 1:
+    raise ConfigError(f'The batch size is {size}, expected 1 or more.')
+  with config.unlocked():
+    config.eval.batch_size = model.whole_batch(size)
+
+
 def fresh_variables(model: Trained) -> Any:
   """Returns variables of a model as they are before training.
 
