@@ -50,10 +50,10 @@ By the TPU's compiler (`python -m vit_jax.plan`), 0.3b with what it chooses:
   v3-32  mesh data=8 fsdp=4, remat=names: 6.3 GiB, 1.03 s, 2.4 days, 76
          TPU-core-days
 
-By arithmetic at 32 % of the peak, 1.2b takes 18 days of a v3-32, where the state
-of 12b is 5.0 GiB a core (parameters, average and second moment in float32, the
-first in bfloat16: 160 GiB), so that it fits, but would take 750 days; 2,048
-cores, 12.
+By arithmetic at 32 % of the peak, 1.2b takes 18 days of a v3-32, where the
+state of 12b is 5.0 GiB a core (parameters, average and second moment in
+float32, the first in bfloat16: 160 GiB), so that it fits, but would take 750
+days; 2,048 cores, 12.
 """
 
 from ml_collections import ConfigDict
