@@ -52,6 +52,7 @@ from vit_jax.evaluation import (
 )
 from vit_jax.generation import networks, sampler, scores
 from vit_jax.training import (
+  baseline,
   classifying,
   few_shot_inputs,
   image_codes,
@@ -67,6 +68,11 @@ def main(arguments: Sequence[str], console: Console) -> None:
   """Prints the scores; `--report` writes them as a page of Markdown."""
   known, overrides = command_line.split(_parser(), arguments)
   names = _chosen(known.tasks)
+  if known.baseline and 'retrieval' not in names:
+    raise ConfigError(
+      f'--baseline is a row beside retrieval, but --tasks={known.tasks}: add '
+      'retrieval, or leave it out.'
+    )
   model = command_line.open_model(known, overrides)
   if known.random:
     fresh = trained.fresh_variables(model)
@@ -109,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     choices=('first', 'all'),
     default='all',
     help='of each image, for retrieval',
+  )
+  options.add_argument(
+    '--baseline',
+    action='store_true',
+    help='beside retrieval, what n-grams learn of colours in the training data',
   )
   options.add_argument('--source', help="labels, such as 'folder:DIR'")
   options.add_argument(
@@ -203,8 +214,12 @@ def _retrieval(
       'source of captions by --config.data.test.source.'
     )
   found, among = scorer.retrieval(model.variables, source, known.captions)
-  results = {where: found, 'chance': among.chance()}
-  return retrieval.figures(found), {'retrieval_results': results}, where
+  figures, rows = retrieval.figures(found), {where: found}
+  if known.baseline:
+    rows['n-grams of colours'] = baseline.evaluate(scorer, source, among)
+    figures |= retrieval.figures(rows['n-grams of colours'], 'baseline')
+  rows['chance'] = among.chance()
+  return figures, {'retrieval_results': rows}, where
 
 
 def _zero_shot(

@@ -16,6 +16,7 @@ from vit_jax import evaluate, predict
 from vit_jax.config import ConfigError
 from vit_jax.data import captions
 from vit_jax.training import (
+  baseline,
   flops,
   init_from,
   loop,
@@ -253,13 +254,14 @@ def test_what_cannot_work_is_said_first(settings, words):
     run_lib.prepare(settings())
 
 
-def test_it_is_evaluated_by_its_own_words(workdir, tmp_path):
+def test_it_is_evaluated_by_its_own_words(workdir, tmp_path, monkeypatch):
+  monkeypatch.setattr(baseline, '_MOST', 500)
   labels = f'--source=field:shape_1:{SHAPES}'
   report = tmp_path / 'report.md'
   text = call(
     evaluate.main, f'--workdir={workdir}', labels, f'--report={report}',
     '--tasks=metrics,retrieval,zero_shot,linear_probe,robustness',
-    '--train-split=test',
+    '--train-split=test', '--baseline',
   )  # fmt: skip
   for name in (
     'image_to_text', 'retrieval/text_to_image_recall_1', 'zero_shot/accuracy',
@@ -268,10 +270,24 @@ def test_it_is_evaluated_by_its_own_words(workdir, tmp_path):
     assert name in text
   page = report.read_text()
   assert 'chance' in page and 'Zero-shot' in page
+  # A baseline knows the colours of shapes, of the very same candidates.
+  table = [
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in page.splitlines()
+    if line.count('|') == 8
+  ]
+  model, ngrams, chance = table[2:5]
+  assert (ngrams[0], chance[0]) == ('n-grams of colours', 'chance')
+  assert model[5:] == ngrams[5:] == chance[5:]
+  assert float(ngrams[2]) > 2 * float(chance[2])
+  (recall,) = re.findall(r'  baseline/image_to_text_recall_5 +(\S+)', text)
+  assert 100 * float(recall) == pytest.approx(float(ngrams[2]), abs=0.06)
   (similarity,) = re.findall(r'  similarity +(\S+)', text)
   assert re.search(rf'\| similarity +\| +{similarity} \|', page)
   with pytest.raises(ConfigError, match="--source='field:NAME:shapes"):
     call(evaluate.main, f'--workdir={workdir}', '--tasks=zero_shot')
+  with pytest.raises(ConfigError, match='a row beside retrieval'):
+    call(evaluate.main, f'--workdir={workdir}', '--baseline')
   with pytest.raises(ConfigError, match='not measured'):
     call(evaluate.main, f'--workdir={workdir}', '--tasks=retrival')
 

@@ -4,7 +4,8 @@ As Visual N-Grams (Li et al., arXiv:1612.09161), images are mapped to the words
 and phrases of their captions, but here by linear regression from a thumbnail
 and a histogram of colours. So its figures say how far one gets on some data
 without seeing any shape. It gives features of images and texts, which are
-scored as those of any model are, by `retrieval` and `zero_shot`.
+scored as those of any model are, by `retrieval` and `zero_shot`; `evaluate
+--tasks=retrieval --baseline` does so beside a model.
 
 The feature of a text has a place for each n-gram of the training captions: the
 n-gram's rarity if the text has it, less the mean over the training captions.
@@ -13,7 +14,7 @@ That of an image is what regression expects of its captions.
 
 import collections
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -22,6 +23,8 @@ import numpy as np
 _WORD = re.compile(r'[^\W_]+')
 # Of the thumbnail, and levels of each colour in the histogram.
 _SIDE, _LEVELS = 8, 4
+# Numbers that describe an image.
+STATISTICS = 3 * _SIDE**2 + _LEVELS**3
 # Images whose captions are counted at a time.
 _ROWS = 1024
 
@@ -54,9 +57,12 @@ class Baseline(NamedTuple):
       row[[place for place in known if place is not None]] = 1
     return present * self.rarity - self.mean
 
-  def encode_images(self, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns features, float32 [images, n-grams]; see `describe`."""
-    described = np.stack([describe(image) for image in images])
+  def encode_images(self, described: np.ndarray) -> np.ndarray:
+    """Returns features, float32 [images, n-grams].
+
+    Args:
+      described: by `describe`, [images, statistics].
+    """
     return (described - self.offset) @ self.weights
 
 
@@ -68,7 +74,7 @@ def describe(image: np.ndarray) -> np.ndarray:
 
   Returns:
     The 8 x 8 pixels that it is scaled to, and the shares of its pixels in each
-    of 4 x 4 x 4 boxes of colours, float32 [256], each from 0 to 1.
+    of 4 x 4 x 4 boxes of colours, float32 [STATISTICS], each from 0 to 1.
   """
   if image.dtype != np.uint8 or image.ndim != 3:
     raise ValueError(
@@ -85,7 +91,7 @@ def describe(image: np.ndarray) -> np.ndarray:
 
 
 def fit(
-  images: Iterable[np.ndarray],
+  described: np.ndarray,
   captions: Sequence[Sequence[str]],
   *,
   longest: int = 2,
@@ -95,7 +101,7 @@ def fit(
   """Learns the regression from images to n-grams.
 
   Args:
-    images: uint8 [height, width, 1 or 3] each, of any sizes; read once.
+    described: images by `describe`, [images, statistics].
     captions: one or more of each image.
     longest: n-grams have 1 word to this many.
     most: n-grams to know; those that the most captions have, two at least.
@@ -112,7 +118,6 @@ def fit(
   # Of equally frequent ones the first in the alphabet, whatever the order.
   frequent = sorted(count, key=lambda x: (-count[x], x))[:most]
   frequent = [ngram for ngram in frequent if count[ngram] > 1]
-  described = np.stack([describe(image) for image in images])
   if len(described) != len(captions) or not all(captions) or not frequent:
     raise ValueError(
       f'{len(described)} images and captions of {len(captions)} have '

@@ -239,11 +239,16 @@ def _direction(found: Ranks, candidates: int) -> Direction:
   )
 
 
-def figures(result: Result) -> dict[str, float]:
-  """Returns a result by the names that it has among a run's metrics."""
+def figures(result: Result, group: str = 'retrieval') -> dict[str, float]:
+  """Returns a result by the names that it has among a run's metrics.
+
+  Args:
+    result: of a model, or of a baseline.
+    group: that the names begin with.
+  """
   values = {}
   for name, direction in result._asdict().items():
     for k, recall in direction.recalls.items():
-      values[f'retrieval/{name}_recall_{k}'] = recall
-    values[f'retrieval/{name}_median_rank'] = direction.median_rank
+      values[f'{group}/{name}_recall_{k}'] = recall
+    values[f'{group}/{name}_median_rank'] = direction.median_rank
   return values

@@ -82,6 +82,21 @@ class Scorer:
   def _transform(self) -> preprocess.Preprocess:
     return records.open_preprocess(self.config, 'test')
 
+  def captions(self, source: Any, which: str) -> Callable[[int], list[str]]:
+    """Returns what gives the texts of a record, as evaluation shows them.
+
+    Args:
+      source: of captions.
+      which: 'first' or 'all' captions of each image.
+    """
+    template = (self.config.data.text.templates or ('{}',))[0]
+
+    def texts(index: int) -> list[str]:
+      found = source.captions(index)[: 1 if which == 'first' else None]
+      return [template.replace('{}', caption) for caption in found]
+
+    return texts
+
   def retrieval(
     self, variables: Any, source: Any, which: str, through: Through = iter
   ) -> tuple[retrieval.Result, pair_features.Candidates]:
@@ -90,19 +105,14 @@ class Scorer:
     Args:
       variables: of the model.
       source: of captions.
-      which: 'first' or 'all' captions of each image.
+      which: see `captions`.
       through: see `batches`.
 
     Returns:
       The result, and what was searched.
     """
-    template = (self.config.data.text.templates or ('{}',))[0]
-
-    def captions(index: int) -> list[str]:
-      found = source.captions(index)[: 1 if which == 'first' else None]
-      return [template.replace('{}', caption) for caption in found]
-
     batches = self.batches(source, self._transform(), through)
+    captions = self.captions(source, which)
     return self._encoders.retrieval(variables, batches, captions)
 
   def classification(
