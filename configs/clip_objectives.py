@@ -11,7 +11,8 @@ all else is that of clip_shapes.py.
 Expected, of the paper: on ImageNet by names, prediction of words learns 3 times
 as efficiently as that of captions, and the contrastive objective 4 times as
 efficiently as that. On drawn shapes the order is the same: after 51,200 pairs
-the right caption of 144 is first for 99, 16 and 6 % (README, "Images and text").
+the right caption of 144 is first for 99 % (contrastive), 16 and 6 %; see the
+README, "Images and text".
 Cost: that of clip_shapes.py, less for bag_of_words, which has no text tower.
 Retrieval by captioning puts each pair of image and text through the text tower.
 """
