@@ -243,3 +243,25 @@ def test_compute_of_a_model_without_images():
 def test_words_and_numbers_are_all_words(runs, tmp_path):
   points = study.collect(runs, 'config.mesh.fsdp', None, 'test/accuracy')
   assert {point.x for point in points} <= {'1', 'None'}
+
+
+@pytest.mark.parametrize(
+  'values,expected',
+  [
+    ((7e-7, 3e-6, 7e-6), {'700 GFLOP', '3 TFLOP', '7 TFLOP'}),
+    # Too close to each other for a number each.
+    ((7e-7, 3e-6, 3.1e-6, 7e-6), {'1 TFLOP', '2 TFLOP', '5 TFLOP'}),
+  ],
+)
+def test_compute_is_drawn_in_units_that_can_be_read(values, expected):
+  points = [study.Point('run', 'a', x, 0.5, 1) for x in values]
+  figure = study.draw(points, 'exaflops', 'test/accuracy')
+  figure.draw_without_rendering()
+  (axes,) = figure.axes
+  low, high = axes.get_xlim()
+  shown = {
+    tick.label1.get_text()
+    for tick in axes.xaxis.get_major_ticks()
+    if low <= tick.get_loc() <= high
+  }
+  assert shown == expected

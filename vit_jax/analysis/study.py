@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -115,7 +116,7 @@ _COMPUTED: dict[str, Callable[[Any], float]] = {
 }
 _LABELS = {
   'examples': 'training examples',
-  'exaflops': 'training compute, exaFLOP',
+  'exaflops': 'training compute',
 }
 
 
@@ -147,12 +148,21 @@ def draw(points: Sequence[Point], x: str, metric: str) -> Figure:
     different = np.unique(values)
     if (different[1:] >= _APART * different[:-1]).all():
       axes.set_xticks(different, [f'{x:,.6g}' for x in different])
-      axes.minorticks_off()
+    else:
+      axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.minorticks_off()
+  if x == 'exaflops':
+    axes.xaxis.set_major_formatter(_in_flop)
   axes.set(xlabel=_LABELS.get(x, x.rpartition('.')[2]), ylabel=metric)
   axes.grid(alpha=0.3)
   if len(lines) > 1:
     figure.legend(loc='outside right upper')
   return figure
+
+
+def _in_flop(exaflops: float, _: int) -> str:
+  """Writes a value on an axis, such as '5 TFLOP' for 5e-6."""
+  return ticker.EngFormatter('FLOP')(exaflops * 1e18)
 
 
 def answer(points: Sequence[Point], x: str, metric: str) -> Answer:
