@@ -59,7 +59,6 @@ def main(arguments: Sequence[str], console: Console) -> None:
     'overrides': list(overrides),
   }
   drawn = _drawn(sampler, prompts, facts, known.count, console)
-  known.out.mkdir(parents=True, exist_ok=True)
   for line, several in enumerate(drawn, 1):
     prefix = f'{line:0{len(str(len(prompts)))}}-' if len(prompts) > 1 else ''
     kept = _ranked(several, matcher)[: known.rerank]
@@ -235,6 +234,7 @@ def _write(
   console: Console,
 ) -> None:
   """Writes the pictures of one text, and their sheet."""
+  out.mkdir(parents=True, exist_ok=True)
   digits = len(str(len(kept)))
   for rank, picture in enumerate(kept, 1):
     pictures.save(picture, out / f'{prefix}{rank:0{digits}}.png')

@@ -211,9 +211,14 @@ def test_an_image_of_another_size_is_refused_with_what_helps(
   assert (tmp_path / '1.png').exists()
 
 
-def test_guidance_needs_texts_that_were_left_out(model):
+def test_guidance_needs_texts_that_were_left_out(model, tmp_path, monkeypatch):
   task = dataclasses.replace(model.task, caption_dropout=0.0)
-  sampler = Sampler(dataclasses.replace(model, task=task))
+  never = dataclasses.replace(model, task=task)
+  monkeypatch.setattr(trained, 'load', lambda path, *unused, **told: never)
+  with pytest.raises(ConfigError, match='leave it out'):
+    call(*RUN, '--guidance=3', f'--out={tmp_path / "out"}')
+  assert not (tmp_path / 'out').exists()
+  sampler = Sampler(never)
   wanted = [Wanted('one', 0, 0)]
   for guidance in (0.0, 3.0):
     with pytest.raises(ConfigError, match=r'guidance is .*caption_dropout=0 '):
