@@ -62,7 +62,7 @@ def get_config(path: str = VARIANTS[0]) -> ConfigDict:
       split='train',
       preprocess='to_rgb|resize(48)|value_range(-1, 1)',
     ),
-    # Words in other pieces: few names are rare words' only appearance.
+    # Many words are in one name alone: their pieces are in others as well.
     text=dict(unique=True, bpe_dropout=0.1),
   )
   config.batch_size = 256

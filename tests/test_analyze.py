@@ -240,9 +240,15 @@ def test_compute_of_a_model_without_images():
   assert 'parameters' in text
 
 
-def test_words_and_numbers_are_all_words(runs, tmp_path):
-  points = study.collect(runs, 'config.mesh.fsdp', None, 'test/accuracy')
-  assert {point.x for point in points} <= {'1', 'None'}
+def test_words_and_numbers_are_all_words(tmp_path):
+  for name, fsdp in (('a', None), ('b', 2)):
+    (tmp_path / name).mkdir()
+    said = json.dumps({'mesh': {'fsdp': fsdp}})
+    (tmp_path / name / 'config.json').write_text(said)
+    row = json.dumps({'step': 1, 'test/accuracy': 0.5})
+    (tmp_path / name / 'metrics.jsonl').write_text(row)
+  points = study.collect(tmp_path, 'config.mesh.fsdp', None, 'test/accuracy')
+  assert [point.x for point in points] == ['2', 'None']
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """What is taken out of a model is what the model computes with."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,3 +138,12 @@ def test_models_without_embeddings_of_places(open_vit, position, at):
   model = open_vit(position=position, position_at=at)
   with pytest.raises(ConfigError, match=f'position: {position}'):
     probe.position_tables(model)
+
+
+def test_towers_that_do_not_match_are_refused(open_clip):
+  model = open_clip()
+  model = dataclasses.replace(
+    model, task=types.SimpleNamespace(model=model.task.model, intermediates=0)
+  )
+  with pytest.raises(ConfigError, match='cannot be looked into'):
+    probe.tower(model)

@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import types
 
 import pytest
 from rich.console import Console
 
+from vit_jax.config import ConfigError
+from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import ViT
 from vit_jax.planning import (
   compilation,
@@ -46,6 +49,12 @@ def found(tmp_path, monkeypatch):
     tmp_path,
     lambda what: contextlib.nullcontext(),
   )
+
+
+def test_what_does_not_predict_is_refused():
+  with pytest.raises(ConfigError, match='this is SimpleNamespace with ResNet'):
+    model = ResNet(2, stages=(1,))
+    inference.check(types.SimpleNamespace(model=model))
 
 
 def test_the_largest_batch_of_each_resolution(found):

@@ -146,7 +146,10 @@ def test_a_sweep_starts_where_it_should_fit():
     asked.append(' '.join(changes))
     return planner('--config.batch_size=8')(topology, changes)
 
-  assert variations.guess(plan_with(V3, ())) == 23
+  fitting = plan_with(V3, ())
+  assert variations.guess(fitting) == 23
+  full = dataclasses.replace(fitting.result, needed_bytes=16 * 2**30)
+  assert variations.guess(dataclasses.replace(fitting, result=full)) == 8
   variations.over_batches(V3, plan_with)
   assert '--config.batch_size=16 ' in asked[2]
 

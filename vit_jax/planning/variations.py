@@ -186,7 +186,8 @@ def guess(plan: Plan) -> int:
   """
   activations = plan.result.memory['activations and temporaries']
   free = plan.topology.kind.hbm_gib * 2**30 - plan.result.needed_bytes
-  return max(1, int(plan.images * (1 + 0.9 * free / activations)))
+  # Parts that are never in use at once may add up to more than there is.
+  return int(plan.images * (1 + 0.9 * max(0, free) / activations))
 
 
 def over_batches(topology: Topology, plan_with: Planner) -> list[Named]:
