@@ -1,7 +1,7 @@
-r"""A discrete VAE on emoji: 64x64 pixels to 16x16 codes.
+r"""A discrete VAE on emoji: 48x48 pixels to 12x12 codes.
 
-8,453 images in five styles of drawing, of which 7,769 are for training. The
-argument is where they are: a .tar.gz file, or the folder that it unpacks to.
+The 1,873 drawings of one style, of which 1,726 are for training. The argument
+is where they are: a .tar.gz file, or the folder that it unpacks to.
 
   python -m vit_jax.train --config=configs/dvae_emoji.py:data/emoji64.tar.gz \
     --workdir=runs/dvae_emoji
@@ -25,13 +25,14 @@ def get_config(path: str = VARIANTS[0]) -> ConfigDict:
   Args:
     path: of the images and their captions.
   """
-  source = f'captions:{path}'
+  source = f'captions:{path} where style=twemoji'
+  preprocess = 'resize(48)|value_range(0, 1)'
   return ConfigDict(
     dict(
       task=dict(
         name='discrete_vae',
         temperature='1 -> 1/16 over 85%',
-        kl_weight='10 -> 0.5 over 40% exponential',
+        kl_weight='10 -> 0.2 over 40% exponential',
         likelihood='logit_normal',
       ),
       model=dict(
@@ -48,20 +49,18 @@ def get_config(path: str = VARIANTS[0]) -> ConfigDict:
         codebook_std=1.0,
       ),
       data=dict(
-        train=dict(
-          source=source, split='train', preprocess='value_range(0, 1)'
-        ),
-        test=dict(source=source, split='test', preprocess='value_range(0, 1)'),
-        expected=dict(train_examples=7_769, image_shape=(64, 64, 3)),
+        train=dict(source=source, split='train', preprocess=preprocess),
+        test=dict(source=source, split='test', preprocess=preprocess),
+        expected=dict(train_examples=1_726, image_shape=(48, 48, 3)),
       ),
       batch_size=32,
-      total='20ep',
+      total='4000steps',
       optimizer=dict(
         name='adamw', learning_rate=2e-3, weight_decay=1e-4, clip_norm=1.0
       ),
       schedule=dict(name='cosine', warmup='5%', final=0.01),
-      eval=dict(every='2ep'),
-      checkpoint=dict(every='4ep'),
+      eval=dict(every='1000steps'),
+      checkpoint=dict(every='1000steps'),
       log_every='100steps',
     )
   )

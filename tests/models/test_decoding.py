@@ -48,11 +48,10 @@ def without_cache(model, variables, keys, sampling, codes):
       of_all = model.apply(variables, text, flat)[0][1]
       return of_all[:, place].reshape(texts, images, -1)
 
-    found = logits(text)
+    nothing = None
     if sampling.guidance is not None:
       nothing = logits(jnp.full_like(text, dalle.NO_TOKEN))
-      found = nothing + sampling.guidance * (found - nothing)
-    return decoding.choose(found, keys, place, sampling)
+    return decoding.choose(logits(text), nothing, keys, place, sampling)
 
   codes = jnp.broadcast_to(codes[:, None], (texts, images, codes.shape[1]))
   whole = jnp.zeros((texts, images, length), jnp.int32)
@@ -108,11 +107,13 @@ def test_whole_images_are_left_as_they_are():
 LOGITS = jnp.asarray(np.random.default_rng(3).normal(size=200) * 2, jnp.float32)
 
 
-def shares(sampling, draws=40_000):
+def shares(sampling, draws=40_000, without=None):
   """Returns how often each code is drawn."""
   keys = jax.random.split(jax.random.key(0), (1, draws))
   logits = jnp.broadcast_to(LOGITS, (1, draws, len(LOGITS)))
-  drawn = jax.jit(decoding.choose)(logits, keys, 3, sampling)
+  if without is not None:
+    without = jnp.broadcast_to(without, logits.shape)
+  drawn = jax.jit(decoding.choose)(logits, without, keys, 3, sampling)
   return np.bincount(np.asarray(drawn).ravel(), minlength=len(LOGITS)) / draws
 
 
@@ -148,7 +149,7 @@ def test_places_have_random_numbers_of_their_own():
   keys = decoding.candidate_keys(0, 1, 1)
   logits = jnp.zeros((1, 1, 200))
   drawn = [
-    int(decoding.choose(logits, keys, place, Sampling())[0, 0])
+    int(decoding.choose(logits, None, keys, place, Sampling())[0, 0])
     for place in range(20)
   ]
   assert len({*drawn}) > 15
@@ -158,10 +159,20 @@ def test_no_temperature_takes_the_likeliest():
   assert shares(Sampling(0.0), 100)[LOGITS.argmax()] == 1
 
 
-def test_guidance_goes_beyond_the_text():
-  logits = jnp.asarray([[1.0, 5.0], [2.0, 3.0], [0.0, 1.0], [1.0, 1.0]])
-  found = decoding.guided(logits, 3.0)
-  np.testing.assert_allclose(found, [[-1, 9], [-2, 1]])
+@pytest.mark.parametrize('temperature', [0.8, 0.0])
+def test_guidance_goes_beyond_the_text_among_what_may_be_drawn(temperature):
+  rng = np.random.default_rng(4)
+  without = np.float32(rng.normal(size=len(LOGITS)))
+  order = np.argsort(-LOGITS)
+  # Impossible with the text, and yet by far the likeliest by the difference.
+  without[order[20:]] -= 30
+  logits = np.float64(without + 2.5 * (LOGITS - without))
+  logits[order[20:]] = -np.inf
+  expected = np.exp((logits - logits.max()) / (temperature or 1e-3))
+  expected /= expected.sum()
+  found = shares(Sampling(temperature, top_k=20, guidance=2.5), without=without)
+  np.testing.assert_allclose(found, expected, atol=0.01)
+  assert logits.argmax() != LOGITS.argmax()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ class Sampling(NamedTuple):
     guidance: how far to go from the logits without the text to those with it:
       classifier-free guidance (Ho & Salimans, arXiv:2207.12598). None and 1
       are the same, but None computes nothing without the text. It needs a model
-      that was trained with some texts dropped.
+      that was trained with some texts dropped. Which codes may be drawn at all
+      is decided before, by the logits with the text.
   """
 
   temperature: float | Array = 1.0
@@ -125,7 +126,8 @@ def sample(
   )
 
   def draw(logits, place):
-    return choose(guided(logits, sampling.guidance), keys, place, sampling)
+    with_text, without = _with_and_without(logits, sampling.guidance)
+    return choose(with_text, without, keys, place, sampling)
 
   def step(carry, place):
     codes, caches = carry
@@ -156,17 +158,22 @@ def _layers(out: Any) -> list[Any]:
   return [out['blocks'][name] for name in sorted(out['blocks'])]
 
 
-def guided(logits: Array, guidance: float | Array | None) -> Array:
-  """Joins logits [2 * texts, ...] with and without the text to [texts, ...]."""
+def _with_and_without(
+  logits: Array, guidance: float | Array | None
+) -> tuple[Array, Array | None]:
+  """Parts logits [2 * texts, ...] of pairs: with the text, and without."""
   if guidance is None:
-    return logits
-  logits = logits.reshape(-1, 2, *logits.shape[1:])
-  with_text, without = logits[:, 0], logits[:, 1]
-  return without + guidance * (with_text - without)
+    return logits, None
+  pairs = logits.reshape(-1, 2, *logits.shape[1:])
+  return pairs[:, 0], pairs[:, 1]
 
 
 def choose(
-  logits: Array, keys: Array, place: Array | int, sampling: Sampling
+  logits: Array,
+  without: Array | None,
+  keys: Array,
+  place: Array | int,
+  sampling: Sampling,
 ) -> Array:
   """Draws codes.
 
@@ -175,6 +182,7 @@ def choose(
 
   Args:
     logits: float32 [texts, images, codes].
+    without: the same without the text, for guidance; None for none.
     keys: of each image, [texts, images].
     place: on the grid, of the codes; each has its own random number.
     sampling: how to draw.
@@ -182,27 +190,39 @@ def choose(
   Returns:
     int32 [texts, images].
   """
-  likeliest = logits.argmax(-1).astype(jnp.int32)
   greedy = jnp.asarray(sampling.temperature) == 0
-  logits = logits - logits.max(-1, keepdims=True)
-  logits = logits / jnp.where(greedy, 1, sampling.temperature)
+  temperature = jnp.where(greedy, 1, sampling.temperature)
+  logits = _likeliest(logits, temperature, sampling)
+  if without is not None:
+    # What cannot be stays so: of two very small probabilities, the larger
+    # would otherwise count for much.
+    without = without / temperature
+    guided = without + sampling.guidance * (logits - without)
+    logits = jnp.where(logits == -jnp.inf, -jnp.inf, guided)
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+  uniform = jax.vmap(
+    jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, place)))
+  )(keys)
+  drawn = _at(weights, uniform)
+  likeliest = logits.argmax(-1).astype(jnp.int32)
+  # Rounding of sums can lead beside a code that may be drawn.
+  wrong = _take(weights, drawn) == 0
+  return jnp.where(greedy | wrong, likeliest, drawn)
+
+
+def _likeliest(logits: Array, temperature: Array, sampling: Sampling) -> Array:
+  """Divides by the temperature; codes not to be drawn get -infinity."""
+  logits = (logits - logits.max(-1, keepdims=True)) / temperature
   number = logits.shape[-1]
   if sampling.top_fraction is not None:
     count = jnp.maximum(1, jnp.round(number * sampling.top_fraction))
     logits = _cut(logits, jnp.ones_like(logits), count)
   if sampling.top_k is not None:
     logits = _cut(logits, jnp.ones_like(logits), sampling.top_k)
-  weights = jnp.exp(logits)
   if sampling.top_p is not None:
-    share = weights / weights.sum(-1, keepdims=True)
-    weights = jnp.exp(_cut(logits, share, sampling.top_p))
-  uniform = jax.vmap(
-    jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, place)))
-  )(keys)
-  drawn = _at(weights, uniform)
-  # Rounding of sums can lead beside a code that may be drawn.
-  wrong = _take(weights, drawn) == 0
-  return jnp.where(greedy | wrong, likeliest, drawn)
+    share = jax.nn.softmax(logits)
+    logits = _cut(logits, share, sampling.top_p)
+  return logits
 
 
 def _cut(logits: Array, weights: Array, wanted: float | Array) -> Array:
