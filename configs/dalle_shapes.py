@@ -36,7 +36,13 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
   return ConfigDict(
     dict(
       task=dict(
-        name='text_to_image', image_codes=image_codes, caption_dropout=0.1
+        name='text_to_image',
+        image_codes=image_codes,
+        # For guidance.
+        caption_dropout=0.1,
+        # A caption whose shape or colour is left out says what the other means
+        # by itself.
+        token_dropout=0.2,
       ),
       model=dict(
         name='dalle',

@@ -169,8 +169,8 @@ def add_sampling(options: argparse.ArgumentParser) -> None:
   options.add_argument(
     '--guidance',
     type=float,
-    help='how far to go beyond no text, such as 2, among the codes that --top-k '
-    'and --top-p leave: give one of them as well; needs a run with '
+    help='how far to go beyond no text, such as 2, among what --top-k and '
+    '--top-p leave, of which one is needed in practice; needs a run with '
     'task.caption_dropout',
   )
 

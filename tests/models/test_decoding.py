@@ -161,7 +161,7 @@ def test_no_temperature_takes_the_likeliest():
 
 @pytest.mark.parametrize('temperature', [0.8, 0.0])
 def test_guidance_goes_beyond_the_text_among_what_may_be_drawn(temperature):
-  rng = np.random.default_rng(4)
+  rng = np.random.default_rng(8)
   without = np.float32(rng.normal(size=len(LOGITS)))
   order = np.argsort(-LOGITS)
   # Impossible with the text, and yet by far the likeliest by the difference.
