@@ -30,8 +30,8 @@ OWN_IMAGES = {
   for name, side in (
     ('folder', 64),
     ('clip_emoji', 48),
-    ('dalle_emoji', 64),
-    ('dvae_emoji', 64),
+    ('dalle_emoji', 48),
+    ('dvae_emoji', 48),
   )
 }
 # Whose argument is a path, or which have none.
