@@ -36,13 +36,7 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
   return ConfigDict(
     dict(
       task=dict(
-        name='text_to_image',
-        image_codes=image_codes,
-        # For guidance.
-        caption_dropout=0.1,
-        # A caption whose shape or colour is left out says what the other means
-        # by itself.
-        token_dropout=0.2,
+        name='text_to_image', image_codes=image_codes, caption_dropout=0.1
       ),
       model=dict(
         name='dalle',
@@ -64,13 +58,13 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
         test=dict(source=source, split='test', preprocess='value_range(0, 1)'),
       ),
       batch_size=64,
-      total='1800steps',
+      total='1200steps',
       optimizer=dict(
         name='adamw', learning_rate=2e-3, weight_decay=0.05, b2=0.96,
         clip_norm=1.0,
       ),
       schedule=dict(name='cosine', warmup='5%'),
-      eval=dict(every='600steps'),
+      eval=dict(every='300steps'),
       checkpoint=dict(every='300steps'),
     )
   )  # fmt: skip
