@@ -32,6 +32,7 @@ from vit_jax.training import (
   loop,
   metrics,
   progress,
+  report,
   schema,
   summary,
   whole_files,
@@ -203,7 +204,7 @@ def _result(workdir: pathlib.Path, metric: str) -> dict[str, Any]:
   if not (workdir / 'config.json').exists():
     return {'status': 'not started'}
   rows = metrics.read(workdir)
-  finished = (workdir / 'report').exists()
+  finished = report.is_complete(workdir)
   result = {
     'status': _FINISHED if finished else 'not finished',
     'step': max((row['step'] for row in rows), default=0),

@@ -11,6 +11,7 @@ from vit_jax.models.discrete_vae import DiscreteVae as Model
 from vit_jax.models.discrete_vae import map_pixels
 from vit_jax.tasks import discrete_vae, ramp
 from vit_jax.tasks.discrete_vae import DiscreteVae
+from vit_jax.training import watch
 
 KEY = jax.random.key(0)
 
@@ -237,6 +238,7 @@ def test_pictures_are_of_the_images_that_count():
   batches = [{'image': image, 'mask': jnp.array([1.0, 1.0, 1.0, 0.0])}] * 2
   pictures = dict(task.pictures(variables, batches))
   assert list(pictures) == ['reconstructions', 'codes_used']
+  assert task.sheets == ('reconstructions',)
   sheet = [axes.get_images() for axes in pictures['reconstructions'].axes]
   shown = [image[0].get_array() for image in sheet if image]
   assert len(shown) == 12
@@ -246,3 +248,20 @@ def test_pictures_are_of_the_images_that_count():
   used = len(np.unique(task.encode(variables, image[:3])))
   title = pictures['codes_used'].axes[0].get_title()
   assert title.startswith(f'{used} of 16 codes are used')
+
+
+def test_a_sheet_reads_as_many_images_as_it_shows_and_compiles_once():
+  task = small()
+  variables = task.init(KEY)
+  batch = {
+    'image': jax.random.uniform(KEY, (20, 8, 8, 3)),
+    'mask': jnp.ones(20),
+  }
+  batches = iter([batch] * 4)
+  name, figure = next(task.pictures(variables, batches))
+  assert name == 'reconstructions' and len(figure.axes) == 2 * 32
+  assert len(list(batches)) == 2
+  compiled = watch.compilations()
+  before = compiled['count']
+  next(task.pictures(variables, iter([batch] * 2)))
+  assert compiled['count'] == before

@@ -14,6 +14,7 @@ from vit_jax.models import dalle, decoding
 from vit_jax.models.vit import ViT
 from vit_jax.tasks import text_to_image
 from vit_jax.tasks.text_to_image import TextToImage
+from vit_jax.training import watch
 
 WORDS = Tokenizer((), 8)
 END, SHAPE, KEY = WORDS.end, (4, 6, 1), jax.random.key(0)
@@ -211,6 +212,12 @@ def test_samples_and_pictures():
   assert len(figure.axes) == 2 * 5
   shown = np.asarray(figure.axes[1].images[0].get_array())
   np.testing.assert_array_equal(shown, examples['image'][2, ..., 0])
+  # The first is enough, and nothing is compiled for another sheet.
+  compiled = watch.compilations()
+  before, others = compiled['count'], iter([examples] * 2)
+  assert [name for name, _ in task.pictures(given, others)] == ['samples']
+  assert compiled['count'] == before and len(list(others)) == 1
+  assert task.sheets == ('samples',)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vit_jax.tasks import classification_report
@@ -181,6 +182,58 @@ PERFECT = [painted([0, 1], [0, 1], [0.9, 0.8])]
 def test_a_classifier_leaves_its_mistakes(tmp_path, batches, names):
   files = report.write_examples(tmp_path, Classifier(names), VARIABLES, batches)
   assert check(tmp_path, files) == {'mistakes', 'confusion'}
+
+
+class Learner:
+  """A task of which some is worth looking at while it is learned."""
+
+  sheets = ('first', 'second')
+
+  def pictures(self, variables, batches):
+    for name in ('first', 'second', 'whole'):
+      next(batches)
+      figure = Figure()
+      figure.subplots().set_title(variables)
+      yield name, figure
+
+
+def test_sheets_are_kept_and_nothing_else_is_read(tmp_path):
+  folder, unread = tmp_path / 'report', iter(range(3))
+  given = tmp_path, Learner()
+  report.write_examples(*given, 'a', unread, step=600, only_sheets=True)
+  assert next(unread) == 2  # Not read for 'whole'.
+  report.write_examples(*given, 'b', iter(range(2)), only_sheets=True)
+  report.write_examples(*given, 'c', iter(range(3)), step=1000)
+  names = {str(path.relative_to(folder)) for path in folder.rglob('*.png')}
+  kept = [
+    f'{name}/{step:08}' for name in Learner.sheets for step in (600, 1000)
+  ]
+  assert names == {f'{x}.png' for x in ('first', 'second', 'whole', *kept)}
+  last, before = (report.kept(tmp_path, 'first', x) for x in (1000, 600))
+  assert (folder / 'first.png').read_bytes() == last.read_bytes()
+  assert before.read_bytes() != last.read_bytes()
+
+
+def test_a_run_that_goes_on_has_no_report_of_later(tmp_path):
+  report.write_examples(tmp_path, Learner(), '', iter(range(3)), step=600)
+  report.write_examples(tmp_path, Learner(), '', iter(range(3)), step=1200)
+  assert not report.is_complete(tmp_path)
+  left_by(tmp_path, [trained_row(1200, 2.0)])
+  assert report.is_complete(tmp_path)
+  report.go_back(tmp_path, 600)
+  assert not report.is_complete(tmp_path)
+  kept = [report.kept(tmp_path, 'first', step) for step in (600, 1200)]
+  assert [path.exists() for path in kept] == [True, False]
+  assert (tmp_path / 'report' / 'first.png').exists()
+
+
+@pytest.mark.parametrize(
+  'evaluated, total, every',
+  [(600, 1800, 600), (100, 5_000, 100), (100, 5_100, 200), (7, 7_000, 140),
+   (50, 20, 50)],
+)  # fmt: skip
+def test_of_many_evaluations_few_sheets_are_kept(evaluated, total, every):
+  assert report.kept_every(evaluated, total) == every
 
 
 def test_a_task_without_pictures_reads_nothing(tmp_path):

@@ -6,7 +6,9 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from vit_jax.config import ConfigError
@@ -44,6 +46,7 @@ def test_figures_go_to_weights_and_biases_if_asked(tiny, tmp_path, monkeypatch):
   module = types.ModuleType('wandb')
   module.__spec__ = types.SimpleNamespace()
   module.init = lambda **settings: calls.append(settings) or online
+  module.Image = np.asarray
   monkeypatch.setitem(sys.modules, 'wandb', module)
   config = tiny('total=3steps', 'eval.every=100%', 'wandb=project')
   console = Console(file=io.StringIO(), width=80)
@@ -53,6 +56,16 @@ def test_figures_go_to_weights_and_biases_if_asked(tiny, tmp_path, monkeypatch):
   assert last == 'finish'
   stored = metrics.read(tmp_path)
   assert [{'step': step, **values} for step, values in rows] == stored
+  writer = metrics.MetricsWriter(tmp_path, 3, 'project')
+  file = io.BytesIO()
+  Image.new('RGBA', (3, 2), 'red').save(file, 'png')
+  writer.write_picture(3, 'test/samples', file.getvalue())
+  writer.close()
+  step, values = calls[-2]
+  assert (
+    step == 3 and values['test/samples'].tolist() == [[[255, 0, 0]] * 3] * 2
+  )
+  assert metrics.read(tmp_path) == stored
 
 
 def test_memory_is_that_of_the_fullest_device_here():

@@ -4,6 +4,7 @@ Ramesh et al., arXiv:2102.12092, section 2.1 and appendix A.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -80,6 +81,7 @@ class DiscreteVae:
   """
 
   reads: ClassVar[str] = 'images'
+  sheets: ClassVar[tuple[str, ...]] = ('reconstructions',)
   bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
   # A `vit_jax.models.discrete_vae.DiscreteVae`.
@@ -274,12 +276,15 @@ class DiscreteVae:
     statistics, _ = self.model.apply(variables, codes, method='decode')
     return dvae.to_pixels(statistics)
 
+  @functools.cached_property
+  def _look(self) -> Callable:
+    # Compiled once for all sheets.
+    return discrete_vae_report.make_look(
+      self.encode, self.decode, self.model.vocabulary_size
+    )
+
   def pictures(
     self, variables: Mapping[str, Any], batches: Iterable[Batch]
   ) -> Iterator[tuple[str, Figure]]:
     """Yields name and figure of what codes keep of the test data."""
-    found = discrete_vae_report.collect(
-      self.encode, self.decode, variables, batches, self.model.vocabulary_size
-    )
-    for name, draw in discrete_vae_report.PICTURES.items():
-      yield name, draw(found)
+    yield from discrete_vae_report.pictures(self._look, variables, batches)

@@ -1,7 +1,6 @@
 """What codes keep of images, and how often each code is used."""
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,30 +9,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 
+from vit_jax.tasks.first_examples import first_examples
+
 Array = jax.Array
 
 # Images on the sheet; each has its reconstruction below it.
 _IMAGES, _COLUMNS = 32, 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Reconstructions:
-  """What a discrete VAE makes of a data set.
-
-  Attributes:
-    images: the first few, [images, height, width, channels], 0..1.
-    reconstructions: what is decoded from the codes of these.
-    counts: [vocabulary_size], how often each code is used in all of it.
-    squared_error: mean over all pixels of the images that are kept.
-  """
-
-  images: np.ndarray
-  reconstructions: np.ndarray
-  counts: np.ndarray
-
-  @property
-  def squared_error(self) -> float:
-    return float(np.square(self.images - self.reconstructions).mean())
 
 
 def _fetch(tree: Any) -> Any:
@@ -41,64 +22,92 @@ def _fetch(tree: Any) -> Any:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def collect(
+def make_look(
   encode: Callable[[Mapping[str, Any], Array], Array],
   decode: Callable[[Mapping[str, Any], Array], Array],
-  variables: Mapping[str, Any],
-  batches: Iterable[Mapping[str, Array]],
   vocabulary_size: int,
-) -> Reconstructions:
-  """Encodes all images, and decodes the first few.
+) -> Callable[..., tuple]:
+  """Returns a jitted function that looks at a batch.
 
   Args:
     encode: from variables and images [batch, height, width, channels], 0..1,
       to codes [batch, rows, columns].
     decode: from variables and codes to images.
-    variables: of the model.
-    batches: on the devices: `image`, and `mask` [batch], 0 where an example
-      is padding.
     vocabulary_size: number of codes.
+
+  Returns:
+    A function from variables, a batch (`image`, and `mask` [batch], 0 where an
+    example is padding), and, by name, whether it `shows` images, to how often
+    each code is used, [vocabulary_size], and the first images, their
+    reconstructions and their mask, or None.
   """
 
-  @jax.jit
-  def count(variables, batch):
+  def look(variables, batch, shows):
     codes = encode(variables, batch['image'])
     real = jnp.broadcast_to(batch['mask'][:, None, None], codes.shape)
     counts = jnp.bincount(
       codes.ravel(), real.ravel().astype(int), length=vocabulary_size
     )
-    return codes, counts
+    if not shows:
+      return counts, None
+    image, codes, mask = first_examples(
+      (batch['image'], codes, batch['mask']), _IMAGES
+    )
+    return counts, (image, decode(variables, codes), mask)
 
-  decode = jax.jit(decode)
-  images, made, total, shown = [], [], np.zeros(vocabulary_size, int), 0
+  return jax.jit(look, static_argnames='shows')
+
+
+def pictures(
+  look: Callable,
+  variables: Mapping[str, Any],
+  batches: Iterable[Mapping[str, Array]],
+) -> Iterator[tuple[str, Figure]]:
+  """Yields name and figure: of the first images, then of the codes of all.
+
+  No batch is read before it is needed.
+
+  Args:
+    look: see `make_look`.
+    variables: of the model.
+    batches: on the devices.
+  """
+  batches = iter(batches)
+  total, pairs, count = 0, [], 0
   for batch in batches:
-    codes, counts = count(variables, batch)
-    total += np.asarray(_fetch(counts)).astype(int)
-    if shown < _IMAGES:
-      kept = _fetch((batch['image'], decode(variables, codes), batch['mask']))
-      real = np.asarray(kept[2]) > 0
-      images.append(kept[0][real][: _IMAGES - shown])
-      made.append(kept[1][real][: _IMAGES - shown])
-      shown += len(images[-1])
-  return Reconstructions(np.concatenate(images), np.concatenate(made), total)
+    counts, (image, made, mask) = _fetch(look(variables, batch, shows=True))
+    total += counts.astype(int)
+    pairs.append(np.stack([image, made], axis=1)[mask > 0])
+    count += len(pairs[-1])
+    if count >= _IMAGES:
+      break
+  yield 'reconstructions', draw_reconstructions(np.concatenate(pairs)[:_IMAGES])
+  for batch in batches:
+    counts, _ = look(variables, batch, shows=False)
+    total += _fetch(counts).astype(int)
+  yield 'codes_used', draw_usage(total)
 
 
-def draw_reconstructions(found: Reconstructions) -> Figure:
-  """Draws images, and below each what its codes keep of it."""
-  rows = -(-len(found.images) // _COLUMNS)
+def draw_reconstructions(pairs: np.ndarray) -> Figure:
+  """Draws images, and below each what its codes keep of it.
+
+  Args:
+    pairs: [images, 2, height, width, channels], 0..1.
+  """
+  rows = -(-len(pairs) // _COLUMNS)
+  error = np.square(pairs[:, 0] - pairs[:, 1]).mean()
   # In inches: a cell is an image, or two above each other, and a gap.
   side, gap, head = 1.1, 0.08, 0.4
   width = _COLUMNS * (side + gap) + gap
   height = head + rows * 2 * (side + gap)
   figure = Figure(figsize=(width, height), dpi=120)
   figure.suptitle(
-    'Images, and below each what its codes keep '
-    f'(squared error {found.squared_error:.2g})',
+    f'Images, and below each what its codes keep (squared error {error:.2g})',
     x=gap / width,
     y=1 - 0.1 / height,
     ha='left',
   )
-  for i, pair in enumerate(zip(found.images, found.reconstructions)):
+  for i, pair in enumerate(pairs):
     row, column = divmod(i, _COLUMNS)
     left = gap + column * (side + gap)
     for j, image in enumerate(pair, 1):
@@ -112,9 +121,9 @@ def draw_reconstructions(found: Reconstructions) -> Figure:
   return figure
 
 
-def draw_usage(found: Reconstructions) -> Figure:
-  """Draws how often each code is used, the most frequent first."""
-  shares = -np.sort(-found.counts / found.counts.sum())
+def draw_usage(counts: np.ndarray) -> Figure:
+  """Draws how often each code is used, [codes], the most frequent first."""
+  shares = -np.sort(-counts / counts.sum())
   used = int((shares > 0).sum())
   entropy = -(shares[:used] * np.log(shares[:used])).sum()
   figure = Figure(figsize=(8, 4.5), dpi=120, layout='constrained')
@@ -132,9 +141,3 @@ def draw_usage(found: Reconstructions) -> Figure:
     xlim=(0, len(shares) + 1),
   )
   return figure
-
-
-PICTURES = {
-  'reconstructions': draw_reconstructions,
-  'codes_used': draw_usage,
-}

@@ -8,7 +8,7 @@ transformer in its place.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -79,6 +79,7 @@ class MaskedPatches:
   """
 
   reads: ClassVar[str] = 'images'
+  sheets: ClassVar[tuple[str, ...]] = ('masked_patches',)
 
   # A ViT; its features are 'encoded' where it pools by a class token, which
   # learns nothing here.
@@ -309,9 +310,14 @@ class MaskedPatches:
       for x in (patches, seen, predicted)
     )
 
+  @functools.cached_property
+  def _look(self) -> Callable:
+    # Compiled once for all sheets.
+    return masked_patches_report.make_look(self.reconstruct)
+
   def pictures(
     self, variables: Mapping[str, Any], batches: Iterable[Batch]
   ) -> Iterator[tuple[str, Figure]]:
     """Yields name and figure of how the first test images are completed."""
-    images = masked_patches_report.collect(self.reconstruct, variables, batches)
+    images = masked_patches_report.collect(self._look, variables, batches)
     yield 'masked_patches', masked_patches_report.draw(*images)

@@ -8,34 +8,48 @@ import numpy as np
 from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 
+from vit_jax.tasks.first_examples import first_examples
+
 # Images on the sheet, in so many columns of three.
 _IMAGES, _COLUMNS = 12, 3
 _TITLES = ('original', 'corrupted', 'predicted')
 
 
+def make_look(reconstruct: Callable) -> Callable[[Mapping, Mapping], tuple]:
+  """Returns a jitted function: the first images of a batch in three states.
+
+  Args:
+    reconstruct: from variables and images [batch, height, width, channels] to
+      the images, corrupted and predicted.
+
+  Returns:
+    A function from variables and a batch (`image` and `mask` [batch], 0 where
+    an example is padding) to which examples are real, and the three.
+  """
+
+  @jax.jit
+  def look(variables, batch):
+    images = reconstruct(variables, batch['image'])
+    return first_examples((batch['mask'] > 0, images), _IMAGES)
+
+  return look
+
+
 def collect(
-  reconstruct: Callable,
+  look: Callable,
   variables: Mapping[str, Any],
   batches: Iterable[Mapping[str, jax.Array]],
 ) -> tuple[np.ndarray, ...]:
   """Returns the first images of a data set, on the host, in three states.
 
   Args:
-    reconstruct: from variables and images [batch, height, width, channels] to
-      the images, corrupted and predicted.
+    look: see `make_look`.
     variables: of the model.
-    batches: on the devices: `image` and `mask` [batch], 0 where an example is
-      padding.
+    batches: on the devices.
   """
-  batch = next(iter(batches))
-
-  @jax.jit
-  def compute(variables, batch):
-    return batch['mask'] > 0, reconstruct(variables, batch['image'])
-
   # Every process takes part, though but one draws.
   real, images = multihost_utils.process_allgather(
-    compute(variables, batch), tiled=True
+    look(variables, next(iter(batches))), tiled=True
   )
   return tuple(x[real][:_IMAGES] for x in images)
 

@@ -1,7 +1,7 @@
 """What a model of text to image draws, beside the images of the same texts."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,31 +10,33 @@ from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 
 from vit_jax.models import decoding
+from vit_jax.tasks.first_examples import first_examples
 
 # Texts on the sheet, and images of each.
 _TEXTS, _IMAGES = 8, 4
 # Inches: of an image, and of the text above.
 _SIDE, _HEAD = 1.3, 0.75
 
+_first = jax.jit(first_examples, static_argnums=1)
 
-def samples(
-  task: Any, variables: Mapping[str, Any], batches: Iterable[Mapping]
-) -> Figure:
-  """Returns a sheet: a column for a text, the real image, images drawn of it.
+
+def make_draw(task: Any) -> Callable[[Mapping, Mapping], tuple]:
+  """Returns a jitted function that draws images of the texts of a batch.
 
   Drawn without guidance and from all codes, with the same random numbers each
   time.
 
   Args:
     task: a `TextToImage` with a discrete VAE.
-    variables: of its model.
-    batches: of test data, of which the first is looked at.
+
+  Returns:
+    A function from variables and a batch to the batch's images, those that are
+    drawn [texts, images, height, width, channels], texts and mask.
   """
-  batch = _first(next(iter(batches)))
-  keys = decoding.candidate_keys(0, len(batch['text']), _IMAGES)
 
   @jax.jit
-  def draw(variables, batch, keys):
+  def draw(variables, batch):
+    keys = decoding.candidate_keys(0, len(batch['text']), _IMAGES)
     codes = task.sample(variables, batch['text'], keys, decoding.Sampling())
     drawn = task.decode(variables, codes.reshape(-1, *task.model.grid))
     drawn = drawn.reshape(*keys.shape, *drawn.shape[1:])
@@ -46,23 +48,33 @@ def samples(
       )
     return real, drawn, batch['text'], batch['mask']
 
+  return draw
+
+
+def samples(
+  draw: Callable,
+  tokenizer: Any,
+  variables: Mapping[str, Any],
+  batches: Iterable[Mapping],
+) -> Figure:
+  """Returns a sheet: a column for a text, the real image, images drawn of it.
+
+  Args:
+    draw: see `make_draw`.
+    tokenizer: that the texts went through.
+    variables: of the model.
+    batches: of test data, of which the first is looked at.
+  """
   # All of it goes through, as it lies on the devices, which may be those of
   # several hosts.
   found = multihost_utils.process_allgather(
-    draw(variables, batch, keys), tiled=True
+    draw(variables, _first(next(iter(batches)), _TEXTS)), tiled=True
   )
   real, drawn, text, mask = (np.asarray(x) for x in found)
   shown = np.flatnonzero(mask)[:_TEXTS]
-  texts = [task.tokenizer.decode(row).strip() for row in text[shown]]
+  texts = [tokenizer.decode(row).strip() for row in text[shown]]
   rows = np.concatenate([real[shown, None], drawn[shown]], axis=1)
   return _draw(texts, rows)
-
-
-def _first(batch: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the first examples of a batch, some for each device."""
-  each = -(-_TEXTS // jax.device_count())
-  number = each * jax.device_count()
-  return jax.jit(lambda batch: {k: x[:number] for k, x in batch.items()})(batch)
 
 
 def _draw(texts: list[str], images: np.ndarray) -> Figure:

@@ -100,6 +100,7 @@ class _Loop:
       'eval': run.steps(run.config.eval.every),
       'save': run.steps(run.config.checkpoint.every),
     }
+    self.every['keep'] = report.kept_every(self.every['eval'], run.total_steps)
     self.workdir = workdir
     self.clock = progress.Clock()
     self.flops = flops_lib.training_flops(run.task)
@@ -135,33 +136,54 @@ class _Loop:
       self.say_broken,
     )
 
-  def watched(self, batches: Iterable, step: int) -> Iterator[Any]:
-    """Passes batches on until the run is asked to stop."""
-    best = self.config.checkpoint.best
-    needed = step == self.run.total_steps or (
-      best and step % self.every['save'] == 0
-    )
+  def watched(
+    self, batches: Iterable, step: int, needed: bool = False
+  ) -> Iterator[Any]:
+    """Passes batches on until the run is asked to stop, unless needed."""
     for batch in batches:
-      # At the end little is left to do, and `best` needs the score of what is
-      # saved: that is done, not left undone.
       if self.stop() and not needed:
         raise Preempted(step)
       yield batch
 
   def evaluate(self, state: Any, step: int) -> None:
     """Measures the task's metrics on the test data, and writes them."""
+    # At the end little is left to do, and `best` needs the score of what is
+    # saved: that is done, not left undone.
+    best = self.config.checkpoint.best and step % self.every['save'] == 0
+    watched = functools.partial(
+      self.watched, step=step, needed=best or step == self.run.total_steps
+    )
     means = mean_metrics.mean_metrics(
-      self.summed, state.evaluated, self.watched(self.test_batches(), step)
+      self.summed, state.evaluated, watched(self.test_batches())
     )
     values = {f'test/{name}': value for name, value in means.items()}
     self.say_figures(step, values)
     for evaluator in self.evaluators:
-      watched = functools.partial(self.watched, step=step)
       scores = evaluator(state.evaluated, watched)
       self.say_figures(step, scores)
       values |= scores
     self.tested = (step, values)
     self.write(step, values)
+
+  def draw(self, state: Any, step: int) -> None:
+    """Draws what the task shows: all at the end, before it the sheets."""
+    task, last = self.run.task, step == self.run.total_steps
+    if not last and not report.sheets(task):
+      return
+    keeps = last or step % self.every['keep'] == 0
+    with contextlib.closing(self.test_batches()) as batches:
+      report.write_examples(
+        self.workdir,
+        task,
+        state.evaluated,
+        self.watched(batches, step, needed=last),
+        step=step if keeps else None,
+        only_sheets=not last,
+      )
+    for name in report.sheets(task):
+      path = report.kept(self.workdir, name, step)
+      if self.writer and path.exists():
+        self.writer.write_picture(step, f'test/{name}', path.read_bytes())
 
   def say_figures(self, step: int, values: Mapping[str, float]) -> None:
     """Prints what was measured, but not how far it spreads."""
@@ -174,15 +196,24 @@ class _Loop:
     self.bar.say(f'step {step:,}  {shown}')
 
   def make_up(self, state: Any, start: int) -> None:
-    """Evaluates where the run was asked to stop in the midst of that."""
-    rows = metrics_lib.read(self.workdir)
-    missing = start % self.every['eval'] == 0 and not any(
+    """Evaluates and draws where the run ended in the midst of that."""
+    tested = any(
       row['step'] == start and name.startswith('test/')
-      for row in rows
+      for row in metrics_lib.read(self.workdir)
       for name in row
     )
-    if multihost_utils.broadcast_one_to_all(missing):
-      self.evaluate(state, start)
+    drawn = start % self.every['keep'] or all(
+      report.kept(self.workdir, name, start).exists()
+      for name in report.sheets(self.run.task)
+    )
+    tested, drawn = multihost_utils.broadcast_one_to_all(
+      np.array([tested, bool(drawn)])
+    )
+    if start % self.every['eval'] == 0:
+      if not tested:
+        self.evaluate(state, start)
+      if not drawn and start < self.run.total_steps:
+        self.draw(state, start)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one row of metrics, in the process that writes."""
@@ -342,6 +373,9 @@ class _Loop:
         self.evaluate(state, step)
       if saves:
         self.save(state, step)
+      # After saving, so that nothing is lost where there is no time to draw.
+      if step % self.every['eval'] == 0 and not last:
+        self.draw(state, step)
       self.clock.resume()
 
   def save_now(self, state: Any, step: int) -> None:
@@ -377,10 +411,11 @@ class _Loop:
       stack.enter_context(jax.set_mesh(self.run.mesh))
       state, start = self.restore()
       finished = start >= self.run.total_steps
-      reported = (self.workdir / 'report').exists()
+      reported = report.is_complete(self.workdir)
       if finished and multihost_utils.broadcast_one_to_all(reported):
         return False
       if processes.first():
+        report.go_back(self.workdir, start)
         workdir_lib.write_config(self.workdir, self.config)
         self.writer = stack.enter_context(
           contextlib.closing(
@@ -402,11 +437,9 @@ class _Loop:
         self.bar.say(f'Going on from step {start:,}.')
         self.make_up(state, start)
       state = self.steps(state, start)
+      self.draw(state, self.run.total_steps)
       if processes.first():
         report.write(self.workdir)
-      report.write_examples(
-        self.workdir, self.run.task, state.evaluated, self.test_batches()
-      )
     return True
 
 
@@ -419,7 +452,9 @@ def train(
   """Trains to the end, from wherever the workdir is.
 
   Leaves `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and
-  `report/` in the workdir.
+  `report/` in the workdir. What the task shows while it is learned, such as
+  samples, is drawn anew in `report/NAME.png` at each evaluation, and kept as
+  `report/NAME/STEP.png`.
 
   Args:
     run: what to do.

@@ -1,5 +1,6 @@
 """The figures of a run: one JSON object a row, and TensorBoard events."""
 
+import io
 import json
 import math
 import secrets
@@ -7,7 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
+from PIL import Image
 from tensorboardX import SummaryWriter
 
 from vit_jax.training import whole_files
@@ -66,6 +69,7 @@ class MetricsWriter:
     if project:
       import wandb  # Nobody who does not ask for it needs it.
 
+      self._wandb = wandb
       # The same run again where this one goes on from a checkpoint.
       name = workdir / 'wandb_id'
       if start == 0 or not name.exists():
@@ -98,6 +102,13 @@ class MetricsWriter:
       self._board.add_scalar(name, value, step)
     if self._online:
       self._online.log(values, step=step)
+
+  def write_picture(self, step: int, name: str, png: bytes) -> None:
+    """Shows a picture where figures are shown; there is no row of it."""
+    image = Image.open(io.BytesIO(png)).convert('RGB')
+    self._board.add_image(name, np.asarray(image), step, dataformats='HWC')
+    if self._online:
+      self._online.log({name: self._wandb.Image(image)}, step=step)
 
   def flush(self) -> None:
     """Writes all rows so far, so that no end of this process can lose them."""

@@ -1,5 +1,8 @@
 """Pictures of a run, as PNG files in `report/`."""
 
+import contextlib
+import io
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
@@ -7,12 +10,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from vit_jax.training import metrics, processes
+from vit_jax.training import metrics, processes, whole_files
 
 Rows = list[dict[str, float]]
 
@@ -33,6 +35,8 @@ _STYLE = {
 _TRAIN, _TEST = 'tab:blue', 'tab:orange'
 # A series of more points is drawn faintly behind its moving mean.
 _NOISY = 200
+# Sheets of a name that are kept: of photographs they take megabytes.
+_KEPT = 50
 
 
 def _number(value: float) -> str:
@@ -221,30 +225,49 @@ def _speed(rows: Rows, task: Mapping[str, Any]) -> Figure | None:
 
 
 _CURVES = {
-  'loss': _loss,
   'accuracy': _accuracy,
   'feature_variance': _feature_variance,
   'learning_rate': _learning_rate,
   'speed': _speed,
+  # The last: see `is_complete`.
+  'loss': _loss,
 }
 
 
-def _save(figure: Figure, path: epath.Path) -> None:
-  # Given a name, matplotlib would look for it on this machine.
-  with path.open('wb') as file:
-    figure.savefig(file, format='png')
+def _save(figure: Figure, *paths: pathlib.Path) -> None:
+  # In memory first: given a name, matplotlib would look for it on this machine.
+  file = io.BytesIO()
+  figure.savefig(file, format='png')
+  for path in paths:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole_files.write(path, file.getvalue())
 
 
-def _folder(workdir: pathlib.Path) -> pathlib.Path:
-  folder = workdir / 'report'
-  folder.mkdir(exist_ok=True)
-  return folder
+def is_complete(workdir: pathlib.Path) -> bool:
+  """Whether a run has come to its end, and all of its report is drawn.
+
+  The curve of the loss says so: every run has one, and draws it last.
+  """
+  return (workdir / 'report' / 'loss.png').exists()
+
+
+def go_back(workdir: pathlib.Path, step: int) -> None:
+  """Removes what says more than a run that goes on from a step has done.
+
+  These are the sheets that are kept of later steps, and what says that the
+  report is complete.
+  """
+  for path in (workdir / 'report').glob('*/*.png'):
+    if path.stem.isdecimal() and int(path.stem) > step:
+      path.unlink()
+  (workdir / 'report' / 'loss.png').unlink(missing_ok=True)
 
 
 def write(workdir: pathlib.Path) -> list[pathlib.Path]:
   """Draws the curves of a run; returns the files.
 
-  What `metrics.jsonl` has no figures of is not drawn.
+  What `metrics.jsonl` has no figures of is not drawn. With this a report is
+  complete.
   """
   rows = metrics.read(workdir)
   task = json.loads((workdir / 'config.json').read_text())['task']
@@ -252,9 +275,32 @@ def write(workdir: pathlib.Path) -> list[pathlib.Path]:
   with matplotlib.rc_context(_STYLE):
     for name, curve in _CURVES.items():
       if figure := curve(rows, task):
-        files.append(_folder(workdir) / f'{name}.png')
+        files.append(workdir / 'report' / f'{name}.png')
         _save(figure, files[-1])
   return files
+
+
+def kept_every(evaluated: int, total: int) -> int:
+  """Returns every how many steps the sheets of an evaluation are kept.
+
+  That is each evaluation, or of very many one in so many that disks are not
+  filled with pictures that hardly differ.
+
+  Args:
+    evaluated: every how many steps a run is evaluated.
+    total: steps of the run.
+  """
+  return evaluated * max(1, -(-(total // evaluated) // _KEPT))
+
+
+def kept(workdir: pathlib.Path, name: str, step: int) -> pathlib.Path:
+  """Returns where the sheet of a step is kept."""
+  return workdir / 'report' / name / f'{step:08}.png'
+
+
+def sheets(task: Any) -> tuple[str, ...]:
+  """Returns the names of what is drawn while a task is learned."""
+  return getattr(task, 'sheets', ())
 
 
 def write_examples(
@@ -262,24 +308,39 @@ def write_examples(
   task: Any,
   variables: Mapping[str, Any],
   batches: Iterable[Mapping],
+  step: int | None = None,
+  only_sheets: bool = False,
 ) -> list[pathlib.Path]:
   """Draws what a task shows of its test data; returns the files.
 
   A task that has something to show has a method `pictures(variables,
-  batches)`, which yields (name, matplotlib figure).
+  batches)`, which yields (name, matplotlib figure). What of it is worth looking
+  at while the task is learned has its names in the attribute `sheets`. These
+  come first, in this order, and are cheap: few batches are read, and nothing is
+  compiled a second time.
 
   Args:
     workdir: of the run.
     task: what was learned.
     variables: that are evaluated.
     batches: test data on the devices; not read where nothing is shown.
+    step: under which sheets are kept besides, see `kept`; None for not.
+    only_sheets: whether to draw nothing else.
   """
   if not hasattr(task, 'pictures'):
     return []
-  files = []
-  with matplotlib.rc_context(_STYLE):
-    for name, figure in task.pictures(variables, batches):
+  files, several = [], sheets(task)
+  with (
+    matplotlib.rc_context(_STYLE),
+    contextlib.closing(task.pictures(variables, batches)) as pictures,
+  ):
+    # No further: to be asked for more it may read all batches.
+    some = itertools.islice(pictures, len(several) if only_sheets else None)
+    for name, figure in some:
       if processes.first():
-        files.append(_folder(workdir) / f'{name}.png')
-        _save(figure, files[-1])
+        paths = [workdir / 'report' / f'{name}.png']
+        if step is not None and name in several:
+          paths.append(kept(workdir, name, step))
+        _save(figure, *paths)
+        files += paths
   return files

@@ -8,11 +8,13 @@ def on_cloud_storage(path: epath.Path) -> bool:
   return '://' in str(path)
 
 
-def write(path: epath.Path, text: str) -> None:
+def write(path: epath.Path, content: str | bytes) -> None:
   """Writes a file, whole or not at all."""
+  if isinstance(content, str):
+    content = content.encode()
   if on_cloud_storage(path):  # Objects appear when they are complete.
-    path.write_text(text)
+    path.write_bytes(content)
     return
   temporary = path.parent / f'{path.name}.tmp'
-  temporary.write_text(text)
+  temporary.write_bytes(content)
   temporary.replace(path)
