@@ -127,25 +127,6 @@ def test_loss_by_hand(learns_padding):
   )
 
 
-def test_tokens_are_left_out_each_by_itself():
-  task = make(token_dropout=0.5)
-  given, examples = variables(task), batch()
-  real = dalle.mark_padding(examples['text'])
-  left_out = jax.jit(task._left_out)(jax.random.split(KEY)[0], real)
-  assert not left_out[real < 0].any()
-  assert {*np.asarray(left_out[real >= 0])} == {True, False}
-  text = np.where(left_out, dalle.NO_TOKEN, real)
-  of_text, of_image, _ = by_hand(task, given, jnp.asarray(text))
-  metrics = jax.jit(task.loss)(given, examples, KEY, 0)[1]
-  np.testing.assert_allclose(
-    metrics['text_loss'], of_text[text >= 0].mean(), rtol=1e-5
-  )
-  np.testing.assert_allclose(metrics['image_loss'], of_image.mean(), rtol=1e-5)
-  many = jnp.zeros((50, 200), jnp.int32)
-  share = task._left_out(KEY, many).mean(0)
-  assert 0.4 < share.mean() < 0.6 and share.std() < 0.15
-
-
 def test_captions_are_left_out_in_training_only():
   task = make(caption_dropout=0.5)
   given, examples = variables(task), batch()
@@ -225,7 +206,6 @@ def test_samples_and_pictures():
   [
     ({'text_weight': 1.0}, 'text_weight is 1.0'),
     ({'caption_dropout': -0.1}, 'caption_dropout is -0.1'),
-    ({'token_dropout': 1.0}, 'token_dropout is 1.0'),
     ({'model': ViT(variant='mu/4')}, "name 'dalle', not by a ViT"),
     ({'image_shape': (8, 6, 1)}, r'these are \(8, 6, 1\)'),
     ({'sizes': {'grid': (3, 2)}}, r'set grid=\(2, 3\)'),

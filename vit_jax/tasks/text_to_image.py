@@ -70,10 +70,6 @@ class TextToImage:
   # Share of captions that are left out in training, so that images can be
   # sampled with guidance; see `decoding.Sampling`.
   caption_dropout: float = 0.0
-  # Share of the tokens of captions that are left out in training, each by
-  # itself, so that what a word means is learned from that word: otherwise
-  # words that never come together in training are not understood together.
-  token_dropout: float = 0.0
 
   def __post_init__(self):
     if not isinstance(self.model, dalle.DallE):
@@ -81,7 +77,7 @@ class TextToImage:
         "Texts are continued by a model with the name 'dalle', not by a "
         f'{type(self.model).__name__}.'
       )
-    for name in ('text_weight', 'caption_dropout', 'token_dropout'):
+    for name in ('text_weight', 'caption_dropout'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(
           f'{name} is {getattr(self, name)}, expected a share: 0 or more, and '
@@ -172,17 +168,6 @@ class TextToImage:
     """Returns 1 for tokens of texts that count, 0 for others."""
     return jnp.ones(text.shape) if self.learns_padding else text >= 0
 
-  def _left_out(self, key: Array, text: Array) -> Array:
-    """Returns which tokens a training step does without, bool."""
-    shape = (len(text), 1)
-    left_out = jax.random.bernoulli(key, self.caption_dropout, shape)
-    if self.token_dropout:
-      of_tokens = jax.random.fold_in(key, 0)
-      left_out |= jax.random.bernoulli(
-        of_tokens, self.token_dropout, text.shape
-      ) & (text >= 0)
-    return left_out
-
   def loss(
     self,
     variables: Mapping[str, Any],
@@ -210,8 +195,10 @@ class TextToImage:
     caption_key, dropout_key = jax.random.split(key)
     text = dalle.mark_padding(batch['text'])
     counts = self._learned(text)
-    if train:
-      left_out = self._left_out(caption_key, text)
+    if train and self.caption_dropout:
+      left_out = jax.random.bernoulli(
+        caption_key, self.caption_dropout, (len(text), 1)
+      )
       text = jnp.where(left_out, dalle.NO_TOKEN, text)
       counts = counts * ~left_out
     of_text, of_image, right = self._losses(
