@@ -55,8 +55,8 @@ def get_config(path: str = VARIANTS[0]) -> ConfigDict:
       data=dict(
         train=dict(source=source, split='train', preprocess=preprocess),
         test=dict(source=source, split='test', preprocess=preprocess),
-        # Names alone: in other forms of a caption words are at other places, and
-        # each has to be learned at each.
+        # Names alone: in other forms of a caption words are at other places,
+        # and each has to be learned at each.
         text=dict(without=',|emoji of'),
         expected=dict(train_examples=693, image_shape=(48, 48, 3)),
       ),
