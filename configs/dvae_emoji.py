@@ -10,8 +10,8 @@ The first stage of configs/dalle_emoji.py. What keeps the codebook from
 collapsing is said in configs/dvae_shapes.py.
 
 Expected: of 99 drawings of concepts that are never trained on, an absolute
-error of 0.040 and a squared one of 0.0053 (pixels are from 0 to 1), 106 codes in
-use by perplexity (one run, seed 0).
+error of 0.040 and a squared one of 0.0053 (pixels are from 0 to 1); 106 codes
+in use by perplexity (one run, seed 0).
 Cost: 0.38 GFLOP an image in training; 40 minutes of one core.
 """
 
