@@ -7,6 +7,7 @@ import pytest
 
 from vit_jax.models import dalle, decoding
 from vit_jax.models.decoding import Sampling
+from vit_jax.training import flops
 
 TEXT = jnp.asarray([[3, 4, 10, -1, -1], [1, 2, 3, 4, 10]])
 CODES = 70
@@ -85,6 +86,26 @@ def test_the_same_codes_as_without_a_cache(fields, sampling, rows):
   np.testing.assert_array_equal(found[:, 1, : codes.shape[1]], codes)
   # Not all alike, or all of this would say little.
   assert len(np.unique(found)) > 3
+
+
+def test_sampling_computes_only_what_layers_see():
+  def work(**fields):
+    model, variables = make(grid=(32, 32), **fields)
+    keys = decoding.candidate_keys(0, 2, 3)
+
+    def draw(variables):
+      return decoding.sample(model, variables, TEXT, keys, Sampling())
+
+    return flops.count_flops(draw, variables)
+
+  saved = work(patterns=('full',), last_pattern='full') - work()
+  # Row, column and row, and the last layer; see test_sparse_attention.
+  seen = 33 + 32 + 33 + 166
+  # Of each code but the first, of six images and 24 channels; products of
+  # queries with keys and of weights with values.
+  expected = 1023 * 6 * 24 * 2 * 2 * (4 * 1024 - seen)
+  # Of codes nothing is known where texts are read.
+  assert saved == pytest.approx(expected, rel=1e-3)
 
 
 def test_an_image_does_not_depend_on_those_beside_it():

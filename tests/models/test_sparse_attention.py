@@ -152,6 +152,44 @@ def test_patterns_cost_less(kind, text, grid, less_work, less_memory):
   assert memory * less_memory < dense_memory
 
 
+# Of a grid of 32 x 32: how many a next code is compared with, and how many of
+# the codes before are kept.
+@pytest.mark.parametrize(
+  'kind,compared,kept',
+  [
+    ('row', 33, 33),
+    ('column', 32, 1024),
+    ('convolutional', 5 * 32 + 5 + 1, 5 * 32 + 5 + 1),
+    ('full', 1024, 1024),
+  ],
+)
+def test_a_next_code_costs_what_it_sees(kind, compared, kept):
+  text, texts, images, heads, depth = 16, 2, 3, 4, 16
+  pattern = Pattern(kind, text, (32, 32))
+  of_text = jax.ShapeDtypeStruct((texts, text, heads, depth), jnp.float32)
+  cache = jax.eval_shape(
+    lambda x: sparse_attention.begin(x, x, pattern, images), of_text
+  )
+  cache = cache._replace(place=jax.ShapeDtypeStruct((), jnp.int32))
+  channels = texts * images * heads * depth
+  assert cache.key.size == cache.value.size == kept * channels
+
+  def step(query, key, value, cache):
+    return sparse_attention.attend_next(
+      query, key, value, cache, pattern, jnp.float32
+    )
+
+  one = jax.ShapeDtypeStruct((texts, images, heads, depth), jnp.float32)
+  inputs = (one, one, one, cache)
+  # Two products, of queries with keys and of weights with values.
+  work = 2 * 2 * channels * (text + compared)
+  assert flops.count_flops(step, *inputs) == work
+  # What is kept beside it is neither read nor copied.
+  compiled = jax.jit(step, donate_argnums=3).lower(*inputs).compile()
+  read = 2 * 4 * channels * (text + compared)
+  assert compiled.cost_analysis()['bytes accessed'] < 4 * read
+
+
 @pytest.mark.parametrize('kind', ['full', *KINDS])
 @pytest.mark.parametrize('cpu', [True, False])
 def test_weights_are_those_that_were_used(kind, cpu, monkeypatch):
