@@ -15,7 +15,8 @@ Expected, of 144 captions whose pairs of colour and shape are never trained on:
 the best of 8 by the CLIP of configs/clip_shapes.py; at --temperature=0.7, 68
 and 90 %. Of 144 captions of trained pairs, 97 and 99 % of single pictures. The
 codes can show 98.6 %. (One run, seed 0.) What goes wrong is colours and shapes
-that were never seen together; places are right in 99 %.
+that were never seen together; places are right in 99 %. In 1,200 steps, 58 % of
+single pictures; with --guidance=2 --top-p=0.9 62 %, and 87 % of the best of 8.
 Cost: 0.96 GFLOP a pair in training, three passes of the frozen encoder counted;
 47 minutes of one core. With the discrete VAE (14) and the CLIP (14) that is 75,
 or less than 45 of two.
@@ -58,13 +59,13 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
         test=dict(source=source, split='test', preprocess='value_range(0, 1)'),
       ),
       batch_size=64,
-      total='1200steps',
+      total='1800steps',
       optimizer=dict(
         name='adamw', learning_rate=2e-3, weight_decay=0.05, b2=0.96,
         clip_norm=1.0,
       ),
       schedule=dict(name='cosine', warmup='5%'),
-      eval=dict(every='300steps'),
+      eval=dict(every='600steps'),
       checkpoint=dict(every='300steps'),
     )
   )  # fmt: skip
