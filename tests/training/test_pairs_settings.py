@@ -213,7 +213,9 @@ def test_the_ring_is_the_plain_loss(kind, monkeypatch):
   assert 'positive' in metrics and 'positive' not in of_ring
   np.testing.assert_allclose(of_ring['loss'], metrics['loss'], atol=1e-5)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ring, plain
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6),
+    ring,
+    plain,
   )
 
 
