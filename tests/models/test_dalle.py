@@ -92,8 +92,26 @@ def test_nothing_sees_what_it_predicts():
       assert np.abs(changed - of_image)[place + 1].max() > 1e-3
 
 
-def test_every_parameter_learns():
-  model, text = small(), dalle.mark_padding(TEXT)
+def test_codes_of_one_vector_are_one():
+  model = small(code_width=4)
+  variables = noisy(model)
+  vectors = variables['params']['code_vectors']
+  variables['params'] = {
+    **variables['params'], 'code_vectors': vectors.at[7].set(vectors[3])
+  }  # fmt: skip
+  image = codes()
+  assert np.isin([3, 7], image).all()
+  (_, logits), _ = model.apply(variables, TEXT, image)
+  np.testing.assert_allclose(logits[..., 7], logits[..., 3], atol=1e-5)
+  (_, same), _ = model.apply(variables, TEXT, jnp.where(image == 7, 3, image))
+  np.testing.assert_allclose(logits, same, atol=1e-5)
+  (_, other), _ = model.apply(variables, TEXT, jnp.where(image == 7, 2, image))
+  assert np.abs(logits - other).max() > 1e-2
+
+
+@pytest.mark.parametrize('code_width', [0, 4])
+def test_every_parameter_learns(code_width):
+  model, text = small(code_width=code_width), dalle.mark_padding(TEXT)
 
   @jax.jit
   def gradients(variables):

@@ -73,7 +73,11 @@ def without_cache(model, variables, keys, sampling, codes):
       Sampling(1.5, top_fraction=0.5, guidance=0.5),
       3,
     ),
-    ({'patterns': ('convolutional',), 'grid': (3, 13)}, Sampling(0.0), 1),
+    (
+      {'patterns': ('convolutional',), 'grid': (3, 13), 'code_width': 4},
+      Sampling(0.0),
+      1,
+    ),
   ],
 )
 def test_the_same_codes_as_without_a_cache(fields, sampling, rows):
@@ -101,10 +105,10 @@ def test_sampling_computes_only_what_layers_see():
   saved = work(patterns=('full',), last_pattern='full') - work()
   # Row, column and row, and the last layer; see test_sparse_attention.
   seen = 33 + 32 + 33 + 166
-  # Of each code but the first, of six images and 24 channels; products of
+  # For each code but the first, of six images with 24 channels, by products of
   # queries with keys and of weights with values.
   expected = 1023 * 6 * 24 * 2 * 2 * (4 * 1024 - seen)
-  # Of codes nothing is known where texts are read.
+  # The first code comes from reading the text, which is the same for both.
   assert saved == pytest.approx(expected, rel=1e-3)
 
 

@@ -128,6 +128,23 @@ def test_a_patch_is_the_channels_of_one_position():
   np.testing.assert_array_equal(back, x)
 
 
+def test_how_far_around_its_patch_a_code_sees():
+  reach = {}
+  for kernel in (1, 3):
+    model, variables, image = made(
+      groups=1, stem_size=1, encoder_kernel=kernel, blocks_per_group=1
+    )
+    image = jnp.tile(image, (1, 4, 4, 1))
+    before, _ = apply(model, variables, image, method='encode')
+    other = image.at[:, 16:18, 24:26].add(0.1)
+    after, _ = apply(model, variables, other, method='encode')
+    changed = np.abs(after - before).max((0, 3)) > 1e-6
+    reach[kernel] = np.argwhere(changed) - (8, 12)
+  np.testing.assert_array_equal(reach[1], [[0, 0]])
+  # Three convolutions of 3 x 3.
+  assert np.abs(reach[3]).max() == 3
+
+
 @pytest.mark.parametrize('quantization', ['gumbel', 'vector'])
 def test_without_training_the_likeliest_codes_are_decoded(quantization):
   model, variables, image = made(quantization=quantization)
@@ -188,6 +205,7 @@ def test_rematerialisation_changes_no_gradient():
   [
     (dict(width=6), 'width is 6, expected a multiple of 4'),
     (dict(stem_size=4), 'stem_size is 4, expected an odd'),
+    (dict(encoder_kernel=2), 'encoder_kernel is 2, expected an odd'),
     (dict(pixel_std=0.0), 'pixel_std is 0.0, expected more'),
     (dict(groups=0), 'groups is 0, expected 1 or more'),
     (dict(patch_size=3), '6x6 pixels, which do not divide an image of 8x12'),

@@ -44,6 +44,7 @@ def test_sizes_are_those_that_the_files_say(folder):
     'vocabulary_size': said['vocab_size'],
     'code_width': said['n_init'],
     'stem_size': 7,
+    'encoder_kernel': 3,
     'patch_size': 1,
     'channels': said['output_channels'],
     'pixel_mean': 0.0,

@@ -196,10 +196,13 @@ def test_every_parameter_learns(quantization):
 
 def test_codes_that_nothing_chooses_are_drawn_to_vectors():
   task = small(quantization='vector')
-  even = np.eye(16, dtype=np.float32) * 100
-  np.testing.assert_allclose(task._unevenness(even), 0, atol=1e-6)
+  even = np.eye(16, dtype=np.float32)
+  np.testing.assert_allclose(task._unevenness(even), 0, atol=1e-5)
   same = np.tile(even[:1], (16, 1))
-  np.testing.assert_allclose(task._unevenness(same), np.log(16), atol=1e-6)
+  np.testing.assert_allclose(task._unevenness(same), np.log(16), atol=1e-5)
+  # What is as its code says has its due, however much of it there is.
+  mixed = np.concatenate([same, same, even / 2])
+  np.testing.assert_allclose(task._unevenness(mixed), 0, atol=1e-3)
   batch = {'image': jax.random.uniform(KEY, (4, 8, 8, 3))}
   params = task.init(KEY)['params']
 
@@ -214,7 +217,7 @@ def test_codes_that_nothing_chooses_are_drawn_to_vectors():
   unchosen = np.setdiff1d(np.arange(16), codes)
   assert len(unchosen)
   sizes = np.linalg.norm(gradient(params)[unchosen], axis=-1)
-  assert sizes.min() > 1e-5
+  assert sizes.min() > 0
 
 
 def test_codes_can_be_kept_and_decoded_later():

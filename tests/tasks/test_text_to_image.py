@@ -25,7 +25,13 @@ class Codes:
   """Stands for a discrete VAE: a code is the brightness of 2 x 2 pixels."""
 
   image_shape: tuple = SHAPE
-  model = types.SimpleNamespace(vocabulary_size=5)
+  model = types.SimpleNamespace(
+    vocabulary_size=5,
+    code_width=3,
+    apply=lambda variables, method: (
+      jnp.arange(15.0).reshape(5, 3) * variables['params']['scale']
+    ),
+  )
 
   def init(self, key):
     return {'params': {'scale': jnp.ones(())}}
@@ -175,6 +181,18 @@ def test_codes_may_be_given_and_the_frozen_model_does_not_learn():
   )
 
 
+def test_codes_have_the_vectors_of_the_discrete_vae():
+  task = make(sizes={'code_width': 3})
+  vectors = task.init(KEY)['params']['code_vectors']
+  np.testing.assert_allclose(
+    vectors, np.arange(15).reshape(5, 3) / np.arange(15).std(), rtol=1e-6
+  )
+  # One that a checkpoint will bring has shapes already.
+  task.frozen.variables = None
+  later = jax.eval_shape(task.init, KEY)['params']['code_vectors']
+  assert later.shape == vectors.shape
+
+
 def test_samples_and_pictures():
   task = make()
   given, examples = variables(task), batch()
@@ -210,6 +228,7 @@ def test_samples_and_pictures():
     ({'image_shape': (8, 6, 1)}, r'these are \(8, 6, 1\)'),
     ({'sizes': {'grid': (3, 2)}}, r'set grid=\(2, 3\)'),
     ({'sizes': {'image_vocabulary': 7}}, 'image_vocabulary=5'),
+    ({'sizes': {'code_width': 4}}, 'has vectors of 3 values'),
   ],
 )
 def test_what_does_not_fit_is_refused(fields, message):

@@ -54,6 +54,12 @@ class DallE(nn.Module):
   text_length: int = 256
   # Codes of the discrete VAE.
   image_vocabulary: int = 8192
+  # Length of the vectors that stand for codes, `code_vectors`, both where they
+  # are read and where they are predicted. With those of the discrete VAE, which
+  # training leaves as they are (config.optimizer.freeze), what a code looks
+  # like is predicted, so that one can be drawn that was never seen with such a
+  # text. 0 is the paper's: each has an embedding and an output of its own.
+  code_width: int = 0
   # Rows and columns of codes.
   grid: tuple = (32, 32)
   width: int = 3968
@@ -116,6 +122,8 @@ class DallE(nn.Module):
         f'patterns are {self.patterns}, expected one or more of '
         f'{", ".join(known)}.'
       )
+    if self.code_width < 0:
+      raise ValueError(f'code_width is {self.code_width}, expected 0 or more.')
     if not 0 <= self.dropout < 1:
       raise ValueError(
         f'dropout is {self.dropout}, expected a rate: 0 or more, and less '
@@ -143,10 +151,21 @@ class DallE(nn.Module):
     start = jnp.broadcast_to(start, (x.shape[0], 1, self.width))
     return jnp.concatenate([start, x], axis=1)
 
-  def _image(self, codes: Array, places: Array) -> Array:
+  def _code_vectors(self) -> Array | None:
+    """Returns the vectors of codes, [image_vocabulary, code_width], if any."""
+    if not self.code_width:
+      return None
+    shape = (self.image_vocabulary, self.code_width)
+    return self.param('code_vectors', nn.initializers.normal(1.0), shape)
+
+  def _image(self, codes: Array, places: Array, vectors: Array | None) -> Array:
     """Embeds codes at places of the grid: [..., width]."""
     rows, columns = self.grid
-    embedding = self._embedding('image_embedding', self.image_vocabulary)
+    if vectors is None:
+      embedding = self._embedding('image_embedding', self.image_vocabulary)
+    else:
+      kernel = self._embedding('code_embedding', self.code_width)
+      embedding = vectors.astype(kernel.dtype) @ kernel
     row = self._embedding('row', rows)[places // columns]
     column = self._embedding('column', columns)[places % columns]
     return jnp.take(embedding, codes, axis=0) + row + column
@@ -181,13 +200,14 @@ class DallE(nn.Module):
       ValueError: sizes that cannot work, or codes that are not whole rows.
     """
     self._check()
-    rows = None
+    rows, vectors = None, self._code_vectors()
     if caches:
-      x = self._image(codes, caches[0].place)
+      x = self._image(codes, caches[0].place, vectors)
     else:
       rows = self._rows(text, codes)
+      places = jnp.arange(codes.shape[1])
       x = jnp.concatenate(
-        [self._text(text), self._image(codes, jnp.arange(codes.shape[1]))], 1
+        [self._text(text), self._image(codes, places, vectors)], 1
       )
     x = layers.constrain(x, layers.BATCH)
     out = {'tokens': x}
@@ -215,10 +235,11 @@ class DallE(nn.Module):
     if not caches:
       text_logits = self._head('text_head', ids)(x[:, : self.text_length])
       x = x[:, self.text_length :][:, : self.image_length]
-    return (
-      text_logits,
-      self._head('image_head', self.image_vocabulary)(x),
-    ), out
+    if vectors is None:
+      image_logits = self._head('image_head', self.image_vocabulary)(x)
+    else:
+      image_logits = self._head('image_head', self.code_width)(x) @ vectors.T
+    return (text_logits, image_logits), out
 
   def _head(self, name: str, outputs: int) -> nn.Module:
     """Returns a last layer; in float32, as losses and samples are sensitive."""

@@ -112,6 +112,10 @@ class DiscreteVae(nn.Module):
   code_width: int = 128
   # Side of the kernel that sees the image first.
   stem_size: int = 7
+  # Side of the other kernels of the encoder. If both are 1, and there is one
+  # group, a code says what its own patch looks like, whatever is around it: the
+  # same part of two things has the same code.
+  encoder_kernel: int = 3
   # Side of the squares of pixels that are one position from the start. 1 is
   # the paper's; more is far cheaper, as nothing is computed for each pixel.
   patch_size: int = 1
@@ -152,6 +156,7 @@ class DiscreteVae(nn.Module):
     self.encoder = stacks.Encoder(
       outputs=self.code_width if is_vector else self.vocabulary_size,
       stem_size=self.stem_size,
+      kernel=self.encoder_kernel,
       **sizes,
     )
     self.codebook = Codebook(
@@ -171,7 +176,7 @@ class DiscreteVae(nn.Module):
     """Raises ValueError for sizes that cannot be."""
     for name in (
       'width', 'blocks_per_group', 'groups', 'vocabulary_size', 'code_width',
-      'stem_size', 'patch_size', 'channels',
+      'stem_size', 'encoder_kernel', 'patch_size', 'channels',
     ):  # fmt: skip
       if getattr(self, name) < 1:
         raise ValueError(f'{name} is {getattr(self, name)}, expected 1 or more')
@@ -182,11 +187,12 @@ class DiscreteVae(nn.Module):
       )
     if not self.pixel_std > 0:
       raise ValueError(f'pixel_std is {self.pixel_std}, expected more than 0')
-    if not self.stem_size % 2:
-      raise ValueError(
-        f'stem_size is {self.stem_size}, expected an odd number: an even '
-        'kernel has no middle.'
-      )
+    for name in ('stem_size', 'encoder_kernel'):
+      if not getattr(self, name) % 2:
+        raise ValueError(
+          f'{name} is {getattr(self, name)}, expected an odd number: an even '
+          'kernel has no middle.'
+        )
 
   def encode(self, image: Array) -> tuple[Array, dict[str, Array]]:
     """Says which codes an image has.
@@ -236,6 +242,10 @@ class DiscreteVae(nn.Module):
     vectors = self.codebook(codes)
     statistics, out = self.decoder(vectors)
     return statistics, {'input': vectors, **out}
+
+  def code_vectors(self) -> Array:
+    """Returns what the decoder begins with, [vocabulary_size, code_width]."""
+    return self.codebook(jnp.arange(self.vocabulary_size))
 
   def __call__(
     self, image: Array, *, train: bool = False, temperature: float = 1.0

@@ -14,8 +14,8 @@ from vit_jax.models import layers
 
 Array = jax.Array
 
-# Sizes of the four kernels of a block.
-_ENCODER_KERNELS, _DECODER_KERNELS = (3, 3, 3, 1), (1, 3, 3, 3)
+# Sizes of the four kernels of a block of the decoder.
+_DECODER_KERNELS = (1, 3, 3, 3)
 # All convolutions of a block but the last are narrower by this factor.
 BOTTLENECK = 4
 
@@ -101,6 +101,7 @@ class Encoder(nn.Module):
   blocks_per_group: int
   outputs: int
   stem_size: int
+  kernel: int
   patch_size: int
   block: Any
   dtype: Any
@@ -116,10 +117,9 @@ class Encoder(nn.Module):
     x = to_patches(image, self.patch_size)
     x = Convolution(self.width, self.stem_size, self.dtype, name='input')(x)
     out = {'input': x}
+    kernels = (self.kernel,) * 3 + (1,)
     for group in range(self.groups):
-      block = functools.partial(
-        self.block, self.width * 2**group, _ENCODER_KERNELS
-      )
+      block = functools.partial(self.block, self.width * 2**group, kernels)
       for i in range(self.blocks_per_group):
         x = block(name=f'group_{group + 1}_block_{i + 1}')(x)
       if group < self.groups - 1:

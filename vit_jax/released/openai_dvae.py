@@ -23,13 +23,13 @@ _SUFFIXES = ('.safetensors', '.npz', '.pkl')
 # What a pickled module puts around the names of its modules and parameters.
 _OF_MODULES = re.compile(r'\b(?:_modules|_parameters)\.')
 # Their classes have no other.
-_GROUPS, _STEM = 4, 7
-_KERNELS = {'encoder': (3, 3, 3, 1), 'decoder': (1, 3, 3, 3)}
+_GROUPS, _STEM, _KERNEL = 4, 7, 3
+_SIDES = ('encoder', 'decoder')
 # Of the model, those that say what it computes.
 FIELDS = (
   'width', 'blocks_per_group', 'groups', 'vocabulary_size', 'code_width',
-  'stem_size', 'patch_size', 'channels', 'pixel_mean', 'pixel_std',
-  'quantization',
+  'stem_size', 'encoder_kernel', 'patch_size', 'channels', 'pixel_mean',
+  'pixel_std', 'quantization',
 )  # fmt: skip
 # Of the images that they were trained on; any multiple of 8 will do.
 _SIDE = 256
@@ -38,7 +38,7 @@ _SIDE = 256
 def files(path: pathlib.Path) -> dict[str, pathlib.Path] | None:
   """Returns the files of encoder and decoder in a folder, if it has both."""
   for suffix in _SUFFIXES:
-    found = {side: path / f'{side}{suffix}' for side in _KERNELS}
+    found = {side: path / f'{side}{suffix}' for side in _SIDES}
     if all(file.is_file() for file in found.values()):
       return found
   return None
@@ -78,6 +78,8 @@ def stride(model: Mapping[str, Any]) -> int:
 def of_model(model: Mapping[str, Any]) -> dict[str, shapes.Shape]:
   """Returns the shape that every parameter should have, by path."""
   result, groups = {}, model['groups']
+  kernel = model['encoder_kernel']
+  kernels = {'encoder': (*[kernel] * 3, 1), 'decoder': (1, 3, 3, 3)}
 
   def convolution(path, size, inputs, outputs):
     result[f'{path}/kernel'] = (size, size, inputs, outputs)
@@ -89,7 +91,7 @@ def of_model(model: Mapping[str, Any]) -> dict[str, shapes.Shape]:
         block, narrow = f'{name}/group_{group}_block_{i}', width // 4
         ins = (inputs, narrow, narrow, narrow)
         outs = (narrow, narrow, narrow, width)
-        for j, sizes in enumerate(zip(_KERNELS[name], ins, outs), 1):
+        for j, sizes in enumerate(zip(kernels[name], ins, outs), 1):
           convolution(f'{block}/conv_{j}', *sizes)
         if inputs != width:
           convolution(f'{block}/identity', 1, inputs, width)
@@ -150,6 +152,7 @@ def read(
     'vocabulary_size': _shape(tensors, 'encoder.blocks.output.conv.w')[0],
     'code_width': _shape(tensors, 'decoder.blocks.input.w')[0],
     'stem_size': _STEM,
+    'encoder_kernel': _KERNEL,
     'patch_size': 1,
     'channels': channels,
     'pixel_mean': 0.0,
@@ -198,7 +201,8 @@ def write(path: pathlib.Path, released: Released, overwrite: bool) -> None:
   """
   require(
     released.model, 'openai', quantization=('gumbel',), groups=(_GROUPS,),
-    stem_size=(_STEM,), patch_size=(1,), pixel_mean=(0.0,), pixel_std=(1.0,),
+    stem_size=(_STEM,), encoder_kernel=(_KERNEL,), patch_size=(1,),
+    pixel_mean=(0.0,), pixel_std=(1.0,),
   )  # fmt: skip
   expected = of_model(released.model)
   tensors = mapping.to_tensors(

@@ -20,8 +20,9 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 
-# Of the similarity of vectors and codes, as the temperature of a softmax.
-_SOFTNESS = 0.1
+# Of the similarity of vectors and codes, as the temperature of a softmax. With
+# a higher one, few codes that are chosen and many that nearly are look even.
+_SOFTNESS = 0.03
 
 
 def logit_laplace(image: Array, statistics: Array) -> Array:
@@ -205,13 +206,18 @@ class DiscreteVae:
     """Returns how far codes are from being chosen alike by a batch, in nats.
 
     The entropy of the mean choice, as in arXiv:2310.05737, where it is made
-    soft so that codes that nothing has chosen are drawn to vectors too.
+    soft so that codes that nothing has chosen are drawn to vectors too. To
+    those above all that are far from their code: a background that one code
+    describes well is most of some images, and should not have them all.
 
     Args:
       similarity: of vectors to codes, -1..1, [..., codes].
     """
     shares = jax.nn.softmax(similarity / _SOFTNESS)
-    shares = shares.reshape(-1, shares.shape[-1]).mean(0)
+    distance = 1 - jax.lax.stop_gradient(similarity).max(-1, keepdims=True)
+    weight = jnp.maximum(distance, 1e-6)
+    shares = (weight * shares).reshape(-1, shares.shape[-1]).sum(0)
+    shares /= weight.sum()
     return jax.scipy.special.xlogy(shares, shares).sum() + jnp.log(len(shares))
 
   def _usage(self, codes: Array, weight: Array) -> dict[str, Array]:

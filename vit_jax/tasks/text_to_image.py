@@ -100,6 +100,13 @@ class TextToImage:
     image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
     grid = jax.eval_shape(vae.encode, variables, image).shape[1:]
     known = vae.model.vocabulary_size
+    width = self.model.code_width
+    if width and width != vae.model.code_width:
+      raise ValueError(
+        f'code_width is {width}, but the discrete VAE at {self.image_codes} '
+        f'has vectors of {vae.model.code_width} values: set it to that, or to '
+        '0 for codes with embeddings of their own.'
+      )
     if grid != tuple(self.model.grid) or known != self.model.image_vocabulary:
       raise ValueError(
         f'The discrete VAE at {self.image_codes} makes {grid[0]} x {grid[1]} '
@@ -127,7 +134,16 @@ class TextToImage:
     variables = self.model.init(key, text, codes)
     if self.frozen is None:
       return variables
+    # Without them, what follows are shapes.
+    if self.model.code_width and self.frozen.variables is not None:
+      variables['params']['code_vectors'] = self._code_vectors()
     return {**variables, 'frozen': self.frozen.variables}
+
+  def _code_vectors(self) -> Array:
+    """Returns those of the discrete VAE, in units of their deviation."""
+    vae = self.frozen.task.model
+    vectors = vae.apply(self.frozen.variables, method='code_vectors')
+    return vectors / vectors.std()
 
   def _codes(self, variables: Mapping[str, Any], batch: Batch) -> Array:
     """Returns the codes of a batch, int32 [batch, rows * columns]."""
