@@ -7,7 +7,12 @@ is where they are: a .tar.gz file, or the folder that it unpacks to.
     --workdir=runs/dvae_emoji
 
 The first stage of configs/dalle_emoji.py. What keeps the codebook from
-collapsing is said in configs/dvae_shapes.py.
+collapsing: white is 0 to the encoder, so that codes follow what things look
+like from the start; the weight of the KL divergence begins high and falls, so
+that no code is sure before the decoder tells codes apart; and the temperature
+falls more slowly than it. On drawn shapes, with the released initialisation,
+white at 0.9 and the paper's weight from 0, one to seven codes were left after
+300 steps.
 
 Expected: of 99 drawings of concepts that are never trained on, an absolute
 error of 0.040 and a squared one of 0.0053 (pixels are from 0 to 1); 106 codes

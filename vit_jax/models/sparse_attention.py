@@ -246,13 +246,13 @@ def begin(key: Array, value: Array, pattern: Pattern, images: int) -> Cache:
   """
   text, given = pattern.text, key.shape[1] - pattern.text
   places = _places(pattern, given - 1)
-  exists = ((places >= 0) & (places < given))[..., None, None, None, None]
 
   def kept(x):
+    # What free slots hold is not read; there is one token more for them.
     x = jnp.pad(x[:, text:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     x = jnp.moveaxis(x[:, np.clip(places, 0, given)], 0, 2)
     # [groups, slots, texts, 1, heads, depth]
-    x = jnp.where(exists, x[:, :, :, None], 0).transpose(0, 2, 3, 1, 4, 5)
+    x = x[:, :, :, None].transpose(0, 2, 3, 1, 4, 5)
     return jnp.broadcast_to(x, (*x.shape[:2], images, *x.shape[3:]))
 
   text_key, text_value = (x[:, :text].swapaxes(1, 2) for x in (key, value))
