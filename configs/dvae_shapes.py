@@ -15,8 +15,8 @@ here 13 do.
 What keeps the codebook from collapsing: codes are the nearest of short vectors,
 and those that nothing chooses are drawn to what is described badly, not to the
 white that most patches are. Of 512, some 310 are used. With probabilities of
-codes (Gumbel), as in configs/dvae_emoji.py, 30 were, and 18 with vectors of 96
-values that are drawn to everything alike.
+codes (Gumbel), as in configs/dvae_emoji.py, 30 of 256 were, and 18 of 256 with
+vectors of 96 values that are drawn to everything alike.
 
 Of 48 pixels, places lie alike on the grid of codes. At 32 pixels they do not,
 and four fifths of the test scenes came back right.

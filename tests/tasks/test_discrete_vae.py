@@ -197,9 +197,9 @@ def test_every_parameter_learns(quantization):
 def test_codes_that_nothing_chooses_are_drawn_to_vectors():
   task = small(quantization='vector')
   even = np.eye(16, dtype=np.float32)
-  np.testing.assert_allclose(task._unevenness(even), 0, atol=1e-5)
+  np.testing.assert_allclose(task._unevenness(even), 0, atol=1e-6)
   same = np.tile(even[:1], (16, 1))
-  np.testing.assert_allclose(task._unevenness(same), np.log(16), atol=1e-5)
+  np.testing.assert_allclose(task._unevenness(same), np.log(16), atol=1e-6)
   # What is as its code says has its due, however much of it there is.
   mixed = np.concatenate([same, same, even / 2])
   np.testing.assert_allclose(task._unevenness(mixed), 0, atol=1e-3)

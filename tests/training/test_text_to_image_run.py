@@ -17,7 +17,7 @@ AT_THE_END = ['--config.eval.every=100%', '--config.checkpoint.every=100%']
 SMALL = [
   '--config.model.width=64', '--config.model.depth=2',
   '--config.model.mlp_dim=256', '--config.model.num_heads=2',
-  '--config.model.dropout=0.0', '--config.optimizer.learning_rate=4e-3',
+  '--config.optimizer.learning_rate=4e-3',
 ]  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_pairs_that_were_never_seen_are_drawn(tmp_path):
     'evaluate', f'--workdir={run}', '--tasks=generation', '--json', *settings
   )
   found = json.loads(printed)
-  # A tenth of the training that configs/dalle_shapes.py has.
+  # A third of the steps of configs/dalle_shapes.py, of a smaller model.
   assert found['generation/codes_all'] > 0.7
   assert found['generation/single_place'] > 0.8
   assert found['generation/single_all'] > 0.25
