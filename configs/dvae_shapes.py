@@ -38,7 +38,6 @@ def get_config() -> ConfigDict:
     dict(
       task=dict(
         name='discrete_vae',
-        evenness=0.3,
         # By the paper's likelihood things are outliers on a background.
         likelihood='logit_normal',
       ),

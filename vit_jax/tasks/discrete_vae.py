@@ -77,8 +77,8 @@ class DiscreteVae:
   against it is the weight of the KL divergence to the uniform prior, which
   keeps the choice open (arXiv:2102.12092, footnote 4), and a temperature that
   falls slowly. With quantization='vector' it is `evenness`, which draws codes
-  that nothing has chosen to where vectors are. `perplexity_of_codes` and
-  `codes_used` show it.
+  that nothing has chosen to where vectors are, until enough are in use.
+  `perplexity_of_codes` and `codes_used` show it.
   """
 
   reads: ClassVar[str] = 'images'
@@ -104,11 +104,18 @@ class DiscreteVae:
   deviation: float = 0.5
   # Of quantization='vector': how much the encoder stays near its choice.
   commitment: float = 0.25
-  # Of quantization='vector': how much all codes are to be chosen alike.
-  evenness: float = 0.1
+  # Of quantization='vector': how much all codes are to be chosen alike. At the
+  # end not at all, so that they settle where their vectors are.
+  evenness: str = '0.02 -> 0 over 50%'
 
   def __post_init__(self):
-    ramp.parse(self.kl_weight, 'kl_weight')
+    for name in ('kl_weight', 'evenness'):
+      weight = ramp.parse(getattr(self, name), name)
+      if min(weight.first, weight.last) < 0:
+        raise ValueError(
+          f'{name} is {getattr(self, name)!r}, expected 0 or more at both '
+          'ends: it is the weight of a part of the loss.'
+        )
     temperature = ramp.parse(self.temperature, 'temperature')
     if min(temperature.first, temperature.last) <= 0:
       raise ValueError(
@@ -122,11 +129,8 @@ class DiscreteVae:
       )
     if not self.deviation > 0:
       raise ValueError(f'deviation is {self.deviation}, expected more than 0.')
-    for name in ('commitment', 'evenness'):
-      if not getattr(self, name) >= 0:
-        raise ValueError(
-          f'{name} is {getattr(self, name)}, expected 0 or more.'
-        )
+    if not self.commitment >= 0:
+      raise ValueError(f'commitment is {self.commitment}, expected 0 or more.')
 
   def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of `size` examples."""
@@ -174,9 +178,9 @@ class DiscreteVae:
       train: whether codes are mixed; otherwise the most probable are decoded.
     """
     image = batch['image']
-    temperature, kl_weight = (
+    temperature, kl_weight, evenness = (
       ramp.parse(getattr(self, name), name).at(step, self.to_steps)
-      for name in ('temperature', 'kl_weight')
+      for name in ('temperature', 'kl_weight', 'evenness')
     )
     statistics, out = self.model.apply(
       variables, image, train=train, temperature=temperature,
@@ -186,7 +190,9 @@ class DiscreteVae:
     metrics = self._usage(out['codes'], jnp.ones(len(image)))
     metrics['negative_log_likelihood'] = surprise
     if self.model.quantization == 'vector':
-      return surprise + self._attraction(out), metrics, {}
+      attraction = self._attraction(out)
+      uneven = evenness * self._unevenness(out['logits'])
+      return surprise + attraction + uneven, metrics, {}
     divergence = self._divergence(out['logits'])
     metrics['kl'] = divergence.mean()
     metrics |= {'temperature': temperature, 'kl_weight': kl_weight}
@@ -199,26 +205,27 @@ class DiscreteVae:
     stop = jax.lax.stop_gradient
     to_code = jnp.square(vectors - stop(chosen)).sum(-1).mean()
     to_vector = jnp.square(stop(vectors) - chosen).sum(-1).mean()
-    uneven = self._unevenness(out['logits'])
-    return to_vector + self.commitment * to_code + self.evenness * uneven
+    return to_vector + self.commitment * to_code
 
   def _unevenness(self, similarity: Array) -> Array:
     """Returns how far codes are from being chosen alike by a batch, in nats.
 
-    The entropy of the mean choice, as in arXiv:2310.05737, where it is made
-    soft so that codes that nothing has chosen are drawn to vectors too. To
-    those above all that are far from their code: a background that one code
+    The KL divergence of an even choice from the mean one, made soft. Unlike by
+    the entropy of the mean one (arXiv:2310.05737), each code is drawn to the
+    vectors nearest to it with the same force, however far these are. To those
+    above all that are far from their own code: a background that one code
     describes well is most of some images, and should not have them all.
 
     Args:
       similarity: of vectors to codes, -1..1, [..., codes].
     """
-    shares = jax.nn.softmax(similarity / _SOFTNESS)
+    log_shares = jax.nn.log_softmax(similarity / _SOFTNESS)
     distance = 1 - jax.lax.stop_gradient(similarity).max(-1, keepdims=True)
     weight = jnp.maximum(distance, 1e-6)
-    shares = (weight * shares).reshape(-1, shares.shape[-1]).sum(0)
-    shares /= weight.sum()
-    return jax.scipy.special.xlogy(shares, shares).sum() + jnp.log(len(shares))
+    log_shares += jnp.log(weight / weight.sum())
+    log_shares = log_shares.reshape(-1, log_shares.shape[-1])
+    log_shares = jax.nn.logsumexp(log_shares, axis=0)
+    return -log_shares.mean() - jnp.log(len(log_shares))
 
   def _usage(self, codes: Array, weight: Array) -> dict[str, Array]:
     """Returns how many codes a batch uses.
