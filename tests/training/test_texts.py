@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import io
 import json
+import pathlib
 import re
 import tarfile
+import types
 
 import jax
 import pytest
@@ -13,9 +15,12 @@ from PIL import Image
 from rich.console import Console
 
 from vit_jax import config as config_lib
+from vit_jax.config import ConfigError
 from vit_jax.training import inputs, records, schema, summary, texts
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import run as run_lib
+
+DALLE = pathlib.Path(__file__).parents[2] / 'configs' / 'dalle.py'
 
 
 @pytest.fixture(scope='module')
@@ -77,6 +82,32 @@ def test_what_the_rules_refuse_is_not_trained_on(captioned, rule, dropped):
   assert found.train_examples == 6 - sum(dropped.values())
   for source in found.source.values():
     assert len(source) == found.train_examples
+
+
+class Looked(Exception):
+  pass
+
+
+class Many:
+  """As many records as the paper of DALL-E has; tells when one is read."""
+
+  def __len__(self):
+    return 250_000_000
+
+  def captions(self, unused_index):
+    raise Looked
+
+
+def test_rules_need_a_source_with_an_end():
+  rules = config_lib.load(str(DALLE)).data.text
+  with pytest.raises(Looked):
+    texts.filtered(Many(), rules)
+  endless = texts.open_source(
+    types.SimpleNamespace(source='shapes', split='train'), 'config.data.train'
+  )
+  with pytest.raises(ConfigError, match='2,147,483,648.* no end') as caught:
+    texts.filtered(endless, rules)
+  assert str(caught.value).count('config.data.text') == 1
 
 
 def test_a_run_says_what_the_rules_refuse(captioned):

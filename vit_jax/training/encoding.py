@@ -18,8 +18,6 @@ from vit_jax.training import frozen as frozen_lib
 from vit_jax.training import image_codes, records, texts
 from vit_jax.training import mesh as mesh_lib
 
-# More records than this are drawn as they are needed.
-_MAX_RECORDS = 10**9
 # Each takes three open files, of which a process may often have 1,024.
 _MAX_SHARDS = 300
 
@@ -38,7 +36,7 @@ def _open_images(config: Any, name: str) -> Any:
       'the source of the images.'
     )
   source = records.open_split(config, name)
-  if len(source) > _MAX_RECORDS:
+  if len(source) > texts.COUNTABLE:
     raise ConfigError(
       f'config.data.{name}.source has {len(source):,} records, which has no '
       f"end: name a part, such as --config.data.{name}.split='"
