@@ -66,7 +66,7 @@ def get_config(image_codes: str = VARIANTS[0]) -> ConfigDict:
       total='1200steps',
       optimizer=dict(
         name='adamw', learning_rate=3e-3, weight_decay=0.05, b2=0.96,
-        clip_norm=1.0, freeze=('code_vectors',),
+        clip_norm=1.0,
       ),
       schedule=dict(name='cosine', warmup='5%'),
       eval=dict(every='400steps'),

@@ -95,10 +95,8 @@ def test_nothing_sees_what_it_predicts():
 def test_codes_of_one_vector_are_one():
   model = small(code_width=4)
   variables = noisy(model)
-  vectors = variables['params']['code_vectors']
-  variables['params'] = {
-    **variables['params'], 'code_vectors': vectors.at[7].set(vectors[3])
-  }  # fmt: skip
+  vectors = variables['constants']['code_vectors']
+  variables['constants'] = {'code_vectors': vectors.at[7].set(vectors[3])}
   image = codes()
   assert np.isin([3, 7], image).all()
   (_, logits), _ = model.apply(variables, TEXT, image)

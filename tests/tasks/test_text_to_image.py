@@ -183,13 +183,13 @@ def test_codes_may_be_given_and_the_frozen_model_does_not_learn():
 
 def test_codes_have_the_vectors_of_the_discrete_vae():
   task = make(sizes={'code_width': 3})
-  vectors = task.init(KEY)['params']['code_vectors']
+  vectors = task.init(KEY)['constants']['code_vectors']
   np.testing.assert_allclose(
     vectors, np.arange(15).reshape(5, 3) / np.arange(15).std(), rtol=1e-6
   )
   # One that a checkpoint will bring has shapes already.
   task.frozen.variables = None
-  later = jax.eval_shape(task.init, KEY)['params']['code_vectors']
+  later = jax.eval_shape(task.init, KEY)['constants']['code_vectors']
   assert later.shape == vectors.shape
 
 
@@ -229,6 +229,7 @@ def test_samples_and_pictures():
     ({'sizes': {'grid': (3, 2)}}, r'set grid=\(2, 3\)'),
     ({'sizes': {'image_vocabulary': 7}}, 'image_vocabulary=5'),
     ({'sizes': {'code_width': 4}}, 'has vectors of 3 values'),
+    ({'sizes': {'code_width': 3}, 'vae': None}, 'set code_width=0'),
   ],
 )
 def test_what_does_not_fit_is_refused(fields, message):

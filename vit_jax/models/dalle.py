@@ -54,11 +54,12 @@ class DallE(nn.Module):
   text_length: int = 256
   # Codes of the discrete VAE.
   image_vocabulary: int = 8192
-  # Length of the vectors that stand for codes, `code_vectors`, both where they
-  # are read and where they are predicted. With those of the discrete VAE, which
-  # training leaves as they are (config.optimizer.freeze), what a code looks
-  # like is predicted, so that one can be drawn that was never seen with such a
-  # text. 0 is the paper's: each has an embedding and an output of its own.
+  # Length of the vectors that stand for codes, both where they are read and
+  # where they are predicted. They are not learned: `code_vectors` of the
+  # collection `constants` are for the caller to set. With those of the discrete
+  # VAE, what a code looks like is predicted, so that one can be drawn that was
+  # never seen with such a text. 0 is the paper's: each code has an embedding
+  # and an output of its own.
   code_width: int = 0
   # Rows and columns of codes.
   grid: tuple = (32, 32)
@@ -156,7 +157,11 @@ class DallE(nn.Module):
     if not self.code_width:
       return None
     shape = (self.image_vocabulary, self.code_width)
-    return self.param('code_vectors', nn.initializers.normal(1.0), shape)
+    return self.variable(
+      'constants',
+      'code_vectors',
+      lambda: jax.random.normal(self.make_rng('params'), shape),
+    ).value
 
   def _image(self, codes: Array, places: Array, vectors: Array | None) -> Array:
     """Embeds codes at places of the grid: [..., width]."""

@@ -91,7 +91,7 @@ def sample(
 
   Args:
     model: with whatever it was trained; layers in a loop are taken out of it.
-    variables: its parameters.
+    variables: of the model.
     text: int [texts, text], token ids or NO_TOKEN.
     keys: a random key for each image, [texts, images].
     sampling: how to draw.
@@ -150,12 +150,16 @@ def _unrolled(model: dalle.DallE, variables: Any) -> tuple[dalle.DallE, Any]:
   """Returns the same model without a loop over layers."""
   params = dict(variables['params'])
   params['encoder'] = transformer.unrolled(params['encoder'])
-  return model.clone(scan=False, remat='none'), {'params': params}
+  model = model.clone(scan=False, remat='none')
+  own = {name: variables[name] for name in variables if name == 'constants'}
+  return model, {**own, 'params': params}
 
 
 def _layers(out: Any) -> list[Any]:
   """Returns the intermediates of each layer."""
-  return [out['blocks'][name] for name in sorted(out['blocks'])]
+  blocks = out['blocks']
+  # By number: of a hundred layers, names do not sort alike.
+  return [blocks[f'block_{i:02d}'] for i in range(len(blocks))]
 
 
 def _with_and_without(

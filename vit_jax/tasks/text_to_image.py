@@ -85,6 +85,11 @@ class TextToImage:
         )
     if self.frozen is not None:
       self._check_codes()
+    elif self.model.code_width:
+      raise ValueError(
+        f'code_width is {self.model.code_width}, which is of the vectors of a '
+        'discrete VAE: say in image_codes where that is, or set code_width=0.'
+      )
 
   def _check_codes(self) -> None:
     """Raises ValueError if the discrete VAE does not fit model or images."""
@@ -136,7 +141,7 @@ class TextToImage:
       return variables
     # Without them, what follows are shapes.
     if self.model.code_width and self.frozen.variables is not None:
-      variables['params']['code_vectors'] = self._code_vectors()
+      variables['constants'] = {'code_vectors': self._code_vectors()}
     return {**variables, 'frozen': self.frozen.variables}
 
   def _code_vectors(self) -> Array:
