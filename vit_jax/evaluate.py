@@ -50,7 +50,7 @@ from vit_jax.evaluation import (
   retrieval,
   zero_shot,
 )
-from vit_jax.generation import networks, sampler, scores
+from vit_jax.generation import feature_networks, sampler, scores
 from vit_jax.training import (
   baseline,
   classifying,
@@ -304,7 +304,7 @@ def _generation(
   source, where = _test_source(model)
   network = None
   if known.network:
-    network = networks.of_path(epath.Path(known.network))
+    network = feature_networks.of_path(epath.Path(known.network))
   found, notes = scores.evaluate(
     drawer,
     scores.read(drawer, source, known.count),

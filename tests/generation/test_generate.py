@@ -16,7 +16,7 @@ from rich.console import Console
 from vit_jax import generate
 from vit_jax.config import ConfigError
 from vit_jax.data import shapes, tokenizer
-from vit_jax.generation import networks, pictures, scores
+from vit_jax.generation import feature_networks, pictures, scores
 from vit_jax.generation.sampler import Sampler, Wanted
 from vit_jax.models import dalle, decoding, discrete_vae
 from vit_jax.tasks import text_to_image
@@ -282,7 +282,7 @@ def test_pictures_of_others_are_refused(model, tmp_path):
   with pytest.raises(ConfigError, match='does not draw'):
     Sampler(no_text)
   with pytest.raises(ConfigError, match='no features'):
-    networks.of_trained(model)
+    feature_networks.of_trained(model)
 
 
 def test_they_are_scored(model):

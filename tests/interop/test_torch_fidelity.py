@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.generation import networks
+from vit_jax.generation import feature_networks
 from vit_jax.models import inception as model
 from vit_jax.released import inception
 
@@ -65,7 +65,7 @@ def test_features_and_classes(which, shape, files):
   odds = np.exp(logits - logits.max(1, keepdims=True))
   odds /= odds.sum(1, keepdims=True)
 
-  features, rows = networks.of_path(files[which]).look(list(images))
+  features, rows = feature_networks.of_path(files[which]).look(list(images))
   for name, found, wanted in (
     ('features', features, expected[0]),
     ('probabilities', np.log(rows), np.log(odds)),

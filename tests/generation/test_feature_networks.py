@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax.config import ConfigError
-from vit_jax.generation import networks
+from vit_jax.generation import feature_networks
 from vit_jax.released import inception
 from vit_jax.training import trained
 
@@ -20,7 +20,7 @@ def test_models_look_at_pictures():
   rng = np.random.default_rng(0)
   # More than go through at a time, and of another size than the model's.
   images = list(rng.integers(0, 256, (70, 9, 9, 3), dtype=np.uint8))
-  found = networks.of_path(CLASSIFIER)
+  found = feature_networks.of_path(CLASSIFIER)
   assert found.name == 'vit_classification'
   features, rows = found.look(images)
   assert len(features) == 70 and np.std(features, 0).min() > 0
@@ -33,7 +33,7 @@ def test_models_look_at_pictures():
     image_shape=model.task.image_shape,
     encode_image=lambda unused_variables, image: (image.mean((1, 2)), {}),
   )
-  found = networks.of_trained(dataclasses.replace(model, task=pairs))
+  found = feature_networks.of_trained(dataclasses.replace(model, task=pairs))
   features, rows = found.look(images)
   assert rows is None
   expected = np.stack([x.mean((0, 1)) for x in images]) / 127.5 - 1
@@ -51,7 +51,7 @@ def test_inception_looks_at_pictures(tmp_path):
       tensors[name] += 1
   tensors['fc.bias'] += 9 * rng.normal(size=1008)
   np.savez(tmp_path / 'x.npz', **tensors)
-  found = networks.of_path(tmp_path / 'x.npz')
+  found = feature_networks.of_path(tmp_path / 'x.npz')
   assert found.name == 'inception_v3'
   images = list(rng.integers(0, 256, (2, 40, 30, 3), dtype=np.uint8))
   images += [images[1][..., :1], np.repeat(images[1][..., :1], 3, -1)]
@@ -67,8 +67,8 @@ def test_inception_looks_at_pictures(tmp_path):
 
 def test_what_cannot_look_is_said(tmp_path):
   with pytest.raises(ConfigError, match='--network=.*There is no run'):
-    networks.of_path(tmp_path)
+    feature_networks.of_path(tmp_path)
   path = tmp_path / 'x.npz'
   np.savez(path, **{'Conv2d_1a_3x3.conv.weight': np.zeros((32, 3, 3, 3))})
   with pytest.raises(ConfigError, match='do not fit the Inception-v3 of FID'):
-    networks.of_path(path)
+    feature_networks.of_path(path)
