@@ -127,6 +127,12 @@ def test_pictures_are_compared_blurred_and_not():
   )
   few, *_ = picture_quality.compare(real[:15], other[:12], network)
   assert few.extrapolated is None and 'few' in few.note
+  # A part of one picture alone has a score of 1.
+  assert few.score.mean > 1 and 'Fewer than 10' not in few.note
+  fewer, *_ = picture_quality.compare(real[:15], other[:9], network)
+  assert fewer.score is None and 'Fewer than 10' in fewer.note
+  values = picture_quality.figures([fewer])
+  assert not any('inception_score' in name for name in values)
   values = picture_quality.figures([sharp, soft])
   assert values['generation/pixels_frechet_blur_2'] == soft.distance
   assert 'generation/pixels_inception_score_real' in values

@@ -15,6 +15,9 @@ from vit_jax.evaluation import frechet, inception_score
 RADII = (0, 1, 2)
 # Fewer pictures than this for each feature: the distance is mostly bias.
 _ENOUGH = 2
+# Pictures in each part of an Inception score, at least: of one alone it is 1,
+# whatever it shows.
+_IN_A_PART = 10
 
 Images = Sequence[np.ndarray]
 
@@ -42,7 +45,8 @@ class Quality(NamedTuple):
     distance: Frechet distance to the real pictures, as measured.
     extrapolated: the same without the bias of finite samples; None of fewer
       than 20 pictures.
-    score: Inception score; None where the network knows no classes.
+    score: Inception score; None where the network knows no classes, or of
+      fewer than 10 pictures.
     real_score: that of the real pictures.
     real: number of real pictures.
     generated: number of generated pictures.
@@ -72,6 +76,8 @@ class Quality(NamedTuple):
         f'. These are few: fewer than {_ENOUGH * self.width:,}, twice the '
         'number of features. Go by the extrapolated distance'
       )
+    if min(self.real, self.generated) < _IN_A_PART:
+      text += f'. Fewer than {_IN_A_PART} have no Inception score'
     return text
 
 
@@ -132,9 +138,9 @@ def _extrapolated(
 
 
 def _score(probabilities: np.ndarray | None) -> inception_score.Score | None:
-  if probabilities is None:
+  if probabilities is None or len(probabilities) < _IN_A_PART:
     return None
-  parts = min(inception_score.PARTS, len(probabilities))
+  parts = min(inception_score.PARTS, len(probabilities) // _IN_A_PART)
   return inception_score.score(probabilities, parts)
 
 
@@ -149,7 +155,7 @@ def figures(results: Sequence[Quality]) -> dict[str, float]:
       values[f'{start}_frechet_extrapolated{end}'] = (
         result.extrapolated.distance
       )
-    if result.score:
+    if result.score and result.real_score:
       values[f'{start}_inception_score{end}'] = result.score.mean
       values[f'{start}_inception_score_real{end}'] = result.real_score.mean
   return values
