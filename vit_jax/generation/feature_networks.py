@@ -6,6 +6,7 @@ trained to classify, `inception_v3` for the network of FID. With the latter,
 papers, as far as numbers of pictures and their sizes are the same.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -147,19 +148,16 @@ def _on_pictures(
   shards = mesh_lib.batch_shards(mesh)
 
   def apply(images):
-    size, found = min(_BATCH, len(images)), []
-    size += -size % shards
-    for start in range(0, len(images), size):
-      some = np.stack([prepare(x) for x in images[start : start + size]])
-      # Of one shape, the last as well, so that it is compiled once.
-      batch = np.zeros((size, *some.shape[1:]), some.dtype)
-      batch[: len(some)] = some
-      with jax.set_mesh(mesh):
-        on_devices = mesh_lib.to_mesh({'image': batch}, mesh)['image']
-        found.append(jax.device_get(compiled(variables, on_devices)))
+    size = min(_BATCH, len(images))
+    found = mesh_lib.in_batches(
+      functools.partial(compiled, variables),
+      images,
+      size + -size % shards,
+      mesh,
+      lambda some: np.stack([prepare(x) for x in some]),
+    )
     return jax.tree.map(
-      lambda *rows: np.concatenate(rows, dtype=np.float32)[: len(images)],
-      *found,
+      lambda *rows: np.concatenate(rows, dtype=np.float32), *found
     )
 
   return apply

@@ -56,9 +56,6 @@ class Sampler:
     self._draw = jax.jit(self._pictures)
     self._encode = jax.jit(model.task.encode)
     self._decode = jax.jit(model.task.decode)
-    self._send = functools.partial(
-      jax.device_put, device=mesh_lib.batch_sharding(model.mesh)
-    )
 
   def _pictures(
     self,
@@ -100,15 +97,13 @@ class Sampler:
 
   def _in_batches(self, function: Callable, x: np.ndarray) -> np.ndarray:
     """Applies a compiled function of variables and arrays to any number."""
-    size, found = self.model.whole_batch(min(_AT_A_TIME, len(x))), []
-    for start in range(0, len(x), size):
-      part = x[start : start + size]
-      padding = [(0, size - len(part))] + [(0, 0)] * (x.ndim - 1)
-      with jax.set_mesh(self.model.mesh):
-        batch = self._send(np.pad(part, padding))
-        rows = function(self.model.variables, batch)
-      found.append(np.asarray(jax.device_get(rows))[: len(part)])
-    return np.concatenate(found)
+    found = mesh_lib.in_batches(
+      functools.partial(function, self.model.variables),
+      x,
+      self.model.whole_batch(min(_AT_A_TIME, len(x))),
+      self.model.mesh,
+    )
+    return np.concatenate(list(found))
 
   def prepare(self, image: np.ndarray | bytes) -> np.ndarray:
     """Returns an image as the run saw it in its tests, as floats."""
@@ -147,26 +142,26 @@ class Sampler:
       1 + max(one.line for one in wanted),
       1 + max(one.number for one in wanted),
     )
-    for start in range(0, len(rows), size):
-      some = rows[start : start + size]
-      # Of one shape, the last as well, so that it is compiled once.
-      filled = [_filled(row, pictures) for row in _filled(some, size)]
-      tokens, _ = self.model.task.tokenizer([row[0].text for row in filled])
+
+    def prepare(some):
+      tokens, _ = self.model.task.tokenizer([row[0].text for row in some])
+      filled = [row + row[-1:] * (pictures - len(row)) for row in some]
       lines = np.array([[one.line for one in row] for row in filled])
       numbers = np.array([[one.number for one in row] for row in filled])
       codes = None
       if given is not None:
-        codes = self._send(np.tile(given.reshape(1, -1), (size, 1)))
-      with jax.set_mesh(self.model.mesh):
-        found = self._draw(
-          self.model.variables,
-          self._send(tokens),
-          self._send(keys[lines, numbers]),
-          sampling,
-          codes,
-        )
-      for row, images in zip(some, _as_bytes(found)):
-        yield from images[: len(row)]
+        codes = np.tile(given.reshape(1, -1), (len(some), 1))
+      return tokens, keys[lines, numbers], codes
+
+    def draw(batch):
+      tokens, some_keys, codes = batch
+      return self._draw(
+        self.model.variables, tokens, some_keys, sampling, codes
+      )
+
+    found = mesh_lib.in_batches(draw, rows, size, self.model.mesh, prepare)
+    for row, images in zip(rows, itertools.chain.from_iterable(found)):
+      yield from _as_bytes(images[: len(row)])
 
   def _check(self, sampling: Sampling, given: np.ndarray | None) -> None:
     """Raises ConfigError for what cannot be drawn."""
@@ -212,12 +207,7 @@ def _rows(
   return rows, length
 
 
-def _filled(some: list, size: int) -> list:
-  """Returns `size` things, the last of them repeated."""
-  return some + some[-1:] * (size - len(some))
-
-
-def _as_bytes(pictures: Any) -> np.ndarray:
-  """Returns pictures, 0..1, as uint8 on the host."""
-  pictures = np.asarray(jax.device_get(pictures), np.float32)
+def _as_bytes(pictures: np.ndarray) -> np.ndarray:
+  """Returns pictures, 0..1, as uint8."""
+  pictures = np.asarray(pictures, np.float32)
   return np.rint(255 * pictures.clip(0, 1)).astype(np.uint8)

@@ -1,5 +1,6 @@
 """Images with captions to files of codes and captions, shard by shard."""
 
+import functools
 import math
 import os
 import pathlib
@@ -191,17 +192,13 @@ class Encoder:
 
   def _codes(self, images: np.ndarray) -> np.ndarray:
     """Returns the codes of some images, [images, rows, columns]."""
-    found = []
-    for start in range(0, len(images), self._images):
-      part = images[start : start + self._images]
-      # Of one shape, the last as well, so that it is compiled once.
-      batch = np.zeros((self._images, *part.shape[1:]), part.dtype)
-      batch[: len(part)] = part
-      with jax.set_mesh(self._mesh):
-        sent = jax.device_put(batch, mesh_lib.batch_sharding(self._mesh))
-        codes = self._encode(self._variables, sent)
-      found.append(jax.device_get(codes)[: len(part)])
-    return np.concatenate(found)
+    found = mesh_lib.in_batches(
+      functools.partial(self._encode, self._variables),
+      images,
+      self._images,
+      self._mesh,
+    )
+    return np.concatenate(list(found))
 
   def _prepared(
     self, indices: range, broken: dict[str, str]

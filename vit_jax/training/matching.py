@@ -124,18 +124,14 @@ class Matcher:
       ]
     )
     size = self.model.whole_batch(min(_BATCH, len(prepared)))
-    encoded, found = self.encode_texts(texts), []
-    for start in range(0, len(prepared), size):
-      part = prepared[start : start + size]
-      # Of one shape, the last as well, so that it is compiled once.
-      padding = [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1)
-      with jax.set_mesh(self.model.mesh):
-        batch = mesh_lib.to_mesh(
-          {'image': np.pad(part, padding)}, self.model.mesh
-        )
-        scores = self._score(self.model.variables, batch['image'], encoded)
-      found.append(jax.device_get(scores)[: len(part)])
-    return np.concatenate(found)
+    encoded = self.encode_texts(texts)
+    found = mesh_lib.in_batches(
+      lambda batch: self._score(self.model.variables, batch, encoded),
+      prepared,
+      size,
+      self.model.mesh,
+    )
+    return np.concatenate(list(found))
 
   def rerank(
     self, images: Sequence[np.ndarray], text: str, count: int

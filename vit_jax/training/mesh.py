@@ -8,8 +8,9 @@ layer of MLPs. What `pmap` did is `data` alone, the default.
 import dataclasses
 import functools
 import math
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -202,3 +203,36 @@ def to_mesh(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     name: jax.make_array_from_process_local_data(sharding, value)
     for name, value in batch.items()
   }
+
+
+def in_batches(
+  function: Callable[[Any], Any],
+  examples: Sequence[Any],
+  size: int,
+  mesh: Mesh,
+  prepare: Callable[[Sequence[Any]], Any] = np.asarray,
+) -> Iterator[Any]:
+  """Applies a compiled function to any number of examples, some at a time.
+
+  Args:
+    function: from a batch on the devices to arrays; in these, as in those of
+      the batch, the first axis is that of the examples.
+    examples: any number of them.
+    size: of a batch, a multiple of `batch_shards`.
+    mesh: that the batch is split over, of this process's devices alone; it is
+      set while the function runs.
+    prepare: from some examples, `size` or fewer, to arrays on the host.
+
+  Yields:
+    What the function returns for some examples, on the host.
+  """
+  sharding = batch_sharding(mesh)
+  for start in range(0, len(examples), size):
+    some = examples[start : start + size]
+    # Of one shape, the last as well, so that it is compiled once: filled up by
+    # its last example. Indexed, since NumPy cannot pad random keys.
+    rows = np.minimum(np.arange(size), len(some) - 1)
+    batch = jax.tree.map(operator.itemgetter(rows), prepare(some))
+    with jax.set_mesh(mesh):
+      found = jax.device_get(function(jax.device_put(batch, sharding)))
+    yield jax.tree.map(operator.itemgetter(slice(len(some))), found)
