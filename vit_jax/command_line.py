@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -24,6 +25,13 @@ from vit_jax.training.loop import Preempted, TrainingError
 
 # Lists of class names that come with this package.
 _CLASS_NAMES = ('imagenet',)
+# What the options of `add_sampling` mean.
+_SAMPLING = {
+  'temperature': 'a finite number of 0 or more',
+  'top_k': 'a number of codes such as 64, or a share of all such as 0.1',
+  'top_p': 'a probability from 0 to 1',
+  'guidance': 'a finite number of 0 or more',
+}
 
 # Exit codes. A supervisor should start again after anything but these, and
 # after PREEMPTED; the others would only happen again, or are wanted.
@@ -182,22 +190,47 @@ def sampling(known: argparse.Namespace) -> Sampling:
     ConfigError: a number cannot be meant.
   """
   count = share = None
-  try:
-    if known.top_k is not None:
-      # 1 is one code, 1.0 is all.
-      is_count = known.top_k.isdecimal()
-      count = int(known.top_k) if is_count else None
-      share = None if is_count else float(known.top_k)
-    chosen = Sampling(
-      known.temperature, count, share, known.top_p, known.guidance
-    )
-    chosen.check()
-  except ValueError as error:
+  if known.top_k is not None:
+    # 1 is one code, 1.0 is all.
+    is_count = known.top_k.isdecimal()
+    count = int(known.top_k) if is_count else None
+    share = None if is_count else _float(known.top_k)
+  chosen = Sampling(
+    known.temperature, count, share, known.top_p, known.guidance
+  )
+  for name, value in chosen._asdict().items():
+    if value is None or _can_be_meant(name, value):
+      continue
+    option = 'top_k' if name == 'top_fraction' else name
     raise ConfigError(
-      f'{error} --top-k is a number of codes such as 64, or a share of all '
-      'such as 0.1.'
-    ) from error
+      f'--{option.replace("_", "-")}={getattr(known, option)}: use '
+      f'{_SAMPLING[option]}.'
+    )
   return chosen
+
+
+def _float(text: str) -> float:
+  """Returns a number, or what is none."""
+  try:
+    return float(text)
+  except ValueError:
+    return math.nan
+
+
+def _can_be_meant(name: str, value: float) -> bool:
+  """Returns whether a number is one that codes can be drawn by."""
+  try:
+    Sampling(**{name: value}).check()
+  except ValueError:
+    return False
+  # Infinity makes logits that are no numbers, and codes are counted in int32.
+  return value < (2**31 if name == 'top_k' else math.inf)
+
+
+def check_seed(seed: int) -> None:
+  """Raises ConfigError for what no random numbers can start from."""
+  if not 0 <= seed < 2**32:
+    raise ConfigError(f'--seed={seed}: use 0 or more, below 2**32.')
 
 
 def _class_names(name: str) -> tuple[str, ...]:

@@ -95,12 +95,14 @@ def main(arguments: Sequence[str], console: Console) -> None:
     _write_report(known.report, model, tables)
   if known.json:
     print(json.dumps({'step': model.step, **figures}))
-    return
-  console.print(f'step {model.step:,} on {" and ".join(data)}')
-  width = max(12, *map(len, figures))
-  for name, value in figures.items():
-    shown = f'{value:,}' if isinstance(value, int) else f'{value:.4f}'
-    console.print(f'  {name:<{width}} {shown}')
+  else:
+    console.print(f'step {model.step:,} on {" and ".join(data)}')
+    width = max(12, *map(len, figures))
+    for name, value in figures.items():
+      shown = f'{value:,}' if isinstance(value, int) else f'{value:.4f}'
+      console.print(f'  {name:<{width}} {shown}')
+  for text in tables.get('facts', {}).values():
+    notes.print(text, highlight=False, markup=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -301,6 +303,9 @@ def _generation(
       '--tasks=generation compares with images, but config.data.test.source '
       'has codes: name the source of the images.'
     )
+  command_line.check_seed(known.seed)
+  sampling = command_line.sampling(known)
+  matcher = command_line.open_clip(known)
   source, where = _test_source(model)
   network = None
   if known.network:
@@ -308,14 +313,14 @@ def _generation(
   found, notes = scores.evaluate(
     drawer,
     scores.read(drawer, source, known.count),
-    sampling=command_line.sampling(known),
+    sampling=sampling,
     seed=known.seed,
     best_of=known.best_of,
-    matcher=command_line.open_clip(known),
+    matcher=matcher,
     network=network,
   )
   results = {
-    'facts': {'pictures': '; '.join(notes)},
+    'facts': {'pictures': ' '.join(notes)},
     'metric_results': {f'pictures of the captions of {where}': found},
   }
   return found, results, where

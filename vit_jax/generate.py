@@ -11,10 +11,15 @@ that has learned images and texts, and `--rerank=8` keeps the best eight.
 draws the rest.
 
 Every file says how it was made: `--from=FILE.png --out=DIR` does it again.
+A folder that has pictures already is refused, unless `--overwrite` says that
+they are to be replaced.
 """
 
 import argparse
+import contextlib
+import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,11 +30,14 @@ from rich.console import Console
 
 from vit_jax import command_line
 from vit_jax.config import ConfigError
-from vit_jax.generation import pictures
+from vit_jax.generation import pictures, scores
 from vit_jax.generation.sampler import Sampler, Wanted
 from vit_jax.models.decoding import Sampling
 from vit_jax.training import matching, trained
 from vit_jax.training.progress import ProgressBar
+
+# Of the files that are written, see `_write`.
+_NAME = re.compile(r'(\d+-)?(\d+|sheet)\.png')
 
 
 def main(arguments: Sequence[str], console: Console) -> None:
@@ -46,6 +54,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   workdir = command_line.required(known.workdir)
   sampler = Sampler(trained.load(workdir, known.step, overrides))
   matcher = command_line.open_clip(known)
+  if matcher is not None:
+    _try(matcher, sampler, prompts, known.count)
   given = _given(sampler, known)
   for text in sampler.cut(prompts):
     _print(console, f'too long, the end is not read: {text}')
@@ -62,6 +72,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   for line, several in enumerate(drawn, 1):
     prefix = f'{line:0{len(str(len(prompts)))}}-' if len(prompts) > 1 else ''
     kept = _ranked(several, matcher)[: known.rerank]
+    if line == 1:
+      _remove_older(known.out)
     _write(kept, known.out, prefix, given, console)
 
 
@@ -92,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     help='picture or sheet to make again',
   )
   options.add_argument('--out', type=pathlib.Path, help='folder to write to')
+  options.add_argument(
+    '--overwrite', action='store_true', help='replace what is there'
+  )
   return options
 
 
@@ -100,6 +115,12 @@ def _check_out(out: pathlib.Path | None) -> None:
     raise ConfigError('--out is missing: the folder to write to.')
   if out.exists() and not out.is_dir():
     raise ConfigError(f'--out={out} is a file, not a folder.')
+  there = next(x for x in (out, *out.absolute().parents) if x.exists())
+  if not there.is_dir() or not os.access(there, os.W_OK):
+    raise ConfigError(
+      f'--out={out} cannot be written to: {there} is a file, or its owner does '
+      'not let you.'
+    )
 
 
 def _check_repeat(
@@ -107,16 +128,27 @@ def _check_repeat(
 ) -> None:
   """Raises ConfigError for options of which the picture says how they were."""
   for name, value in vars(known).items():
-    may = ('out', 'repeat', 'step', 'workdir')
+    may = ('out', 'overwrite', 'repeat', 'step', 'workdir')
     if name not in may and value != getattr(defaults, name):
       raise ConfigError(
         f'{known.repeat} says how it was made: leave out '
         f'--{name.replace("_", "-")}.'
       )
-  if (known.out / known.repeat.name).resolve() == known.repeat.resolve():
+  _check_elsewhere(known.out, known.repeat)
+  if (path := known.out / known.repeat.name).exists() and not known.overwrite:
     raise ConfigError(
-      f'--out={known.out} is where {known.repeat} is, which would be '
-      'overwritten: name another folder.'
+      f'{path} is there already. Choose another folder, or ask for it to be '
+      'replaced (--overwrite).'
+    )
+
+
+def _check_elsewhere(out: pathlib.Path, image: pathlib.Path) -> None:
+  """Raises ConfigError for writing to where an image is that is read."""
+  # Where it is linked from counts, too.
+  if out.resolve() in (image.parent.resolve(), image.resolve().parent):
+    raise ConfigError(
+      f'--out={out} is where {image} is, which could be overwritten: name '
+      'another folder.'
     )
 
 
@@ -124,8 +156,7 @@ def _check(known: argparse.Namespace) -> None:
   """Raises ConfigError for options that cannot work together."""
   if known.count < 1:
     raise ConfigError(f'--count={known.count} draws nothing: use 1 or more.')
-  if not 0 <= known.seed < 2**32:
-    raise ConfigError(f'--seed={known.seed}: use 0 or more, below 2**32.')
+  command_line.check_seed(known.seed)
   if known.rerank is not None:
     if not known.clip:
       raise ConfigError(
@@ -141,13 +172,27 @@ def _check(known: argparse.Namespace) -> None:
       '--complete names an image and --rows how many rows of its codes are '
       'kept: give both or neither.'
     )
+  if known.complete:
+    _check_elsewhere(known.out, known.complete)
+  older = sorted(known.out.glob('*.png'))
+  if older and not known.overwrite:
+    raise ConfigError(
+      f'--out={known.out} has pictures already, such as {older[0].name}. '
+      'Choose another folder, or ask for them to be replaced (--overwrite).'
+    )
 
 
 def _prompts(known: argparse.Namespace) -> list[str]:
   """Returns the texts to draw."""
-  if bool(known.prompt) == bool(known.prompts):
+  if known.prompt is not None and not known.prompt.strip():
+    raise ConfigError(
+      f'--prompt={known.prompt!r} has no text: say what to draw. A model that '
+      'has learned without texts too (task.caption_dropout) draws as if there '
+      'were none by --guidance=0, without --top-k and --top-p, and any text.'
+    )
+  if (known.prompt is None) == (known.prompts is None):
     raise ConfigError('Say what to draw by --prompt=TEXT or --prompts=FILE.')
-  if known.prompt:
+  if known.prompt is not None:
     return [known.prompt]
   try:
     lines = known.prompts.read_text(encoding='utf-8').splitlines()
@@ -157,6 +202,15 @@ def _prompts(known: argparse.Namespace) -> list[str]:
   if not prompts:
     raise ConfigError(f'--prompts={known.prompts} has no text in it.')
   return prompts
+
+
+def _try(
+  matcher: matching.Matcher, sampler: Sampler, prompts: list[str], count: int
+) -> None:
+  """Raises ConfigError for a model that cannot score what will be drawn."""
+  blank = np.zeros(sampler.model.task.image_shape, np.uint8)
+  with scores.looking('--clip'):
+    matcher.score([blank] * min(count, scores.TRIED), prompts[:1])
 
 
 def _given(
@@ -224,6 +278,15 @@ def _ranked(
   text = several[0].facts['prompt']
   order, scores = matcher.rerank(images, text, len(images))
   return [several[n]._replace(score=float(scores[n])) for n in order]
+
+
+def _remove_older(out: pathlib.Path) -> None:
+  """Removes what was written here, so that none is taken for what is new."""
+  for path in out.glob('*.png'):
+    # Not what only bears such a name, nor what somebody has named.
+    with contextlib.suppress(ConfigError):
+      if _NAME.fullmatch(path.name) and pictures.read(path):
+        path.unlink()
 
 
 def _write(

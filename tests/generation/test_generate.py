@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import types
 
 import jax
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
-from vit_jax import generate
+from vit_jax import evaluate, generate
 from vit_jax.config import ConfigError
 from vit_jax.data import shapes, tokenizer
 from vit_jax.generation import feature_networks, pictures, scores
@@ -168,13 +169,14 @@ def test_a_picture_is_completed(model, tmp_path):
   scene = shapes.parse_caption('a large black square in the middle')
   image = shapes.draw(scene, 32, np.random.default_rng(0))
   Image.fromarray(image).save(tmp_path / 'given.png')
+  out = tmp_path / 'out'
   call(
     *RUN, f'--complete={tmp_path / "given.png"}', '--rows=2', '--count=3',
-    f'--out={tmp_path}',
+    f'--out={out}',
   )  # fmt: skip
   sampler = Sampler(model)
   (codes,) = sampler.encode([image])
-  facts = pictures.read(tmp_path / '1.png').facts
+  facts = pictures.read(out / '1.png').facts
   assert facts['given'] == codes[:2].tolist()
   sampling = decoding.Sampling()
   sample = jax.jit(model.task.sample)
@@ -186,10 +188,10 @@ def test_a_picture_is_completed(model, tmp_path):
   assert (np.asarray(drawn)[:, :2] == codes[:2]).all()
   expected = sampler.decode(np.asarray(drawn))
   for number in range(3):
-    found = pictures.read(tmp_path / f'{number + 1}.png').image
+    found = pictures.read(out / f'{number + 1}.png').image
     np.testing.assert_allclose(found.astype(int), expected[number], atol=1)
   for name in ('3.png', 'sheet.png'):
-    text = call(f'--from={tmp_path / name}', f'--out={tmp_path / "again"}')
+    text = call(f'--from={out / name}', f'--out={tmp_path / "again"}')
     assert 'every pixel as before' in text
 
 
@@ -199,7 +201,7 @@ def test_an_image_of_another_size_is_refused_with_what_helps(
   Image.new('RGB', (40, 30), 'red').save(tmp_path / 'given.png')
   options = (
     *RUN, f'--complete={tmp_path / "given.png"}', '--rows=2', '--count=1',
-    f'--out={tmp_path}',
+    f'--out={tmp_path / "out"}',
   )  # fmt: skip
   with pytest.raises(ConfigError, match=r"put 'resize\(32\)\|' before"):
     call(*options)
@@ -208,7 +210,53 @@ def test_an_image_of_another_size_is_refused_with_what_helps(
   resized = dataclasses.replace(model, config=config)
   monkeypatch.setattr(trained, 'load', lambda path, *unused, **told: resized)
   call(*options)
-  assert (tmp_path / '1.png').exists()
+  assert (tmp_path / 'out' / '1.png').exists()
+
+
+def test_pictures_are_replaced_only_when_asked(tmp_path):
+  out, other = tmp_path / 'out', tmp_path / 'other'
+  call(*RUN, '--count=3', f'--out={out}')
+  before = (out / '1.png').read_bytes()
+  again = (*RUN, '--count=1', '--seed=3', f'--out={out}')
+  with pytest.raises(ConfigError, match=r'1\.png.*\(--overwrite\)'):
+    call(*again)
+  assert (out / '1.png').read_bytes() == before
+  # Of others, by their content or their name, whatever may be asked.
+  Image.new('RGB', (8, 8)).save(out / '7.png')
+  (out / 'mine.png').write_bytes(before)
+  for option in ('--overwrite', '--seed=4'):
+    with pytest.raises(ConfigError, match='name another folder'):
+      call(*again, option, f'--complete={out / "mine.png"}', '--rows=2')
+  call(*again, '--overwrite')
+  names = {path.name for path in out.iterdir()}
+  assert names == {'1.png', 'sheet.png', '7.png', 'mine.png'}
+  assert pictures.read(out / '1.png').facts['seed'] == 3
+  call(f'--from={out / "1.png"}', f'--out={other}')
+  with pytest.raises(ConfigError, match=r'1\.png is there.*\(--overwrite\)'):
+    call(f'--from={out / "1.png"}', f'--out={other}')
+  call(f'--from={out / "1.png"}', f'--out={other}', '--overwrite')
+  (tmp_path / 'linked.png').symlink_to(out / '1.png')
+  with pytest.raises(ConfigError, match='name another folder'):
+    call(
+      f'--from={tmp_path / "linked.png"}', f'--out={tmp_path}', '--overwrite'
+    )
+
+
+def refuses(*unused):
+  raise ValueError('the image is small. Resize it.')
+
+
+def never(*unused):
+  pytest.fail('something was drawn')
+
+
+def test_a_clip_that_cannot_look_is_refused_before_drawing(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(Darkest, 'score', refuses)
+  monkeypatch.setattr(Sampler, 'draw', never)
+  with pytest.raises(ConfigError, match='--clip names .* image is small'):
+    call(*RUN, '--clip=other', f'--out={tmp_path / "out"}')
 
 
 def test_guidance_needs_texts_that_were_left_out(model, tmp_path, monkeypatch):
@@ -251,6 +299,7 @@ def test_pictures_do_not_depend_on_others(model):
     (('--out=x',), '--prompt=TEXT or'),
     (('--out=x', '--prompt=a', '--prompts=b'), '--prompt=TEXT or'),
     (('--out=x', '--prompt=a'), '--workdir is missing'),
+    ((f'--out={__file__}/x', *RUN), 'test_generate.py is a file'),
     (('--out=x', *RUN, '--count=0'), 'draws nothing'),
     (('--out=x', *RUN, '--rerank=2'), '--clip'),
     (('--out=x', *RUN, '--rerank=9', '--clip=y'), 'cannot be kept'),
@@ -258,9 +307,15 @@ def test_pictures_do_not_depend_on_others(model):
     (('--out=x', *RUN, '--rows=2'), 'both or neither'),
     (('--out=x', *RUN, '--complete=none.png', '--rows=4'), '1 to 3'),
     (('--out=x', *RUN, '--complete=none.png', '--rows=1'), 'No such file'),
-    (('--out=x', *RUN, '--top-k=ten'), 'such as 64'),
-    (('--out=x', *RUN, '--top-k=0'), 'top_k is 0'),
-    (('--out=x', *RUN, '--top-p=2'), 'top_p is 2'),
+    (('--out=x', '--prompt='), 'guidance=0'),
+    (('--out=x', '--prompt= ', '--prompts=b'), 'guidance=0'),
+    (('--out=x', *RUN, '--top-k=ten'), '^--top-k=ten: use .* such as 64'),
+    (('--out=x', *RUN, '--top-k=1.5'), '^--top-k=1.5: use .* such as 64'),
+    (('--out=x', *RUN, '--top-k=0'), '^--top-k=0: use .* such as 64'),
+    (('--out=x', *RUN, '--top-k=2147483648'), '^--top-k=2147483648: use'),
+    (('--out=x', *RUN, '--top-p=2'), '^--top-p=2.0: use a .* from 0 to 1.$'),
+    (('--out=x', *RUN, '--temperature=-1'), '=-1.0: use a .* 0 or more.$'),
+    (('--out=x', *RUN, '--guidance=inf'), '=inf: use a finite'),
     (('--out=x', '--from=none.png'), 'can be read'),
     (('--out=x', '--from=none.png', '--prompt=a'), 'leave out --prompt'),
     (('--out=x', '--from=none.png', '--top-k=3'), 'leave out --top-k'),
@@ -343,3 +398,75 @@ def test_the_best_of_what_is_drawn_counts(model):
   assert figures['generation/real_clip_cosine'] == 1
   assert figures['generation/single_shape'] == 1
   assert figures['generation/chance_all'] < 0.3
+
+
+@pytest.fixture
+def tested(model, monkeypatch):
+  """Returns what `evaluate --tasks=generation` prints of six captions."""
+  config = model.config.copy_and_resolve_references()
+  config.batch_size = 8
+  config.eval = dict(batch_size=None)
+  config.data.test.update(source='shapes:pixels=32', split='test[:6]')
+  config.data.text = dict(
+    characters=(0, math.inf), latin=0.0, without='', aspect=math.inf
+  )
+
+  def call(*arguments):
+    found = config.copy_and_resolve_references()
+    for argument in arguments:
+      if argument.startswith('--config.data.test.source='):
+        found.data.test.source = argument.partition('=')[2]
+    changed = dataclasses.replace(model, config=found)
+    monkeypatch.setattr(trained, 'load', lambda *unused, **told: changed)
+    console = Console(file=io.StringIO(), width=300)
+    evaluate.main(
+      ['--workdir=somewhere', '--tasks=generation', *arguments], console
+    )
+    return console.file.getvalue()
+
+  return call
+
+
+def means(images):
+  features = np.stack([x.mean((0, 1)) for x in images])
+  return features, features / features.sum(1, keepdims=True)
+
+
+def test_notes_are_printed(tested, monkeypatch):
+  network = scores.picture_quality.Network('means', means)
+  monkeypatch.setattr(feature_networks, 'of_path', lambda unused: network)
+  text = tested('--network=other')
+  assert 'Of 6 captions 6 are too long' in text
+  assert 'generation/chance_all' in text and 'means_frechet ' in text
+  assert 'Fewer than 10 have no Inception score' in text
+  assert 'inception_score ' not in text
+  # Another one's caption is its own.
+  assert 'chance_' not in tested('--count=1')
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['--seed=-1'], r'--seed=-1: .* below 2\*\*32'),
+    (['--seed=4294967296'], r'--seed=4294967296: .* below 2\*\*32'),
+    (['--top-k=1.5'], '^--top-k=1.5'),
+    (['--count=0'], '--count=0 of 6 captions'),
+    (['--best-of=0'], '--best-of=0 draws nothing'),
+    (['--network=other', '--count=1'], '--count=2 or more'),
+    (['--network=other'], '--network names .* image is small. Resize it. Its'),
+    (['--clip=other'], '--clip names .* image is small. Resize it. Its'),
+    (
+      ['--config.data.test.source=shapes:pixels=64'],
+      r'source: picture 0 .*\(64, 64, 3\).*\(32, 32, 3\).*resize\(32\)',
+    ),
+  ],
+)
+def test_what_cannot_be_scored_is_said_before_drawing(
+  tested, monkeypatch, arguments, message
+):
+  network = scores.picture_quality.Network('means', refuses)
+  monkeypatch.setattr(feature_networks, 'of_path', lambda unused: network)
+  monkeypatch.setattr(Darkest, 'score', refuses)
+  monkeypatch.setattr(Sampler, 'draw', never)
+  with pytest.raises(ConfigError, match=message):
+    tested(*arguments)
