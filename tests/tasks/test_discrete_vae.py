@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 def to_steps(duration):
-  return {'100steps': 100, '10%': 20, '50%': 100}[duration]
+  return {'100steps': 100, '10%': 20, '50%': 50}[duration]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,12 @@ def test_what_is_no_value_is_refused(text, message):
     (dict(evenness='1 -> -1 over 5%'), 'evenness.*expected 0 or more at both'),
     (dict(deviation=0.0), 'deviation is 0.0, expected more'),
     (dict(commitment=-1.0), 'commitment is -1.0, expected 0 or more'),
+    (dict(commitment=0.5), "0.5, which quantization='gumbel' has no use for"),
+    (
+      dict(model=Model(quantization='vector'), kl_weight='1'),
+      "'1', which quantization='vector' has no use for: leave it out",
+    ),
+    (dict(deviation=0.2), "likelihood='logit_laplace' has no use for"),
     (dict(model=nn.Dense(3)), "with the name 'discrete_vae'"),
   ],
 )
@@ -174,7 +180,10 @@ def small(**fields):
     width=8, blocks_per_group=1, groups=2, vocabulary_size=16, code_width=8,
     stem_size=3, patch_size=2, **fields,
   )  # fmt: skip
-  return DiscreteVae(model, (8, 8, 3), to_steps, temperature='1', kl_weight='1')
+  own = {'temperature': '1', 'kl_weight': '1'}
+  if model.quantization == 'vector':
+    own = {}
+  return DiscreteVae(model, (8, 8, 3), to_steps, **own)
 
 
 @pytest.mark.parametrize('quantization', ['gumbel', 'vector'])
@@ -221,6 +230,17 @@ def test_codes_that_nothing_chooses_are_drawn_to_vectors():
   assert len(unchosen)
   sizes = np.linalg.norm(gradient(params)[unchosen], axis=-1)
   assert sizes.min() > 0.1 * sizes.max() > 1e-4
+
+
+@pytest.mark.parametrize(
+  'quantization,name', [('gumbel', 'kl_weight'), ('vector', 'evenness')]
+)
+def test_a_collapse_is_told(quantization, name):
+  task = small(quantization=quantization)
+  assert task.warning({'codes_used': 8 / 16}) == ''
+  told = task.warning({'codes_used': 7 / 16})
+  assert told.startswith('collapsed: a batch uses 7 of 16 codes. Try a higher')
+  assert f'config.task.{name}' in told
 
 
 def test_codes_can_be_kept_and_decoded_later():

@@ -247,7 +247,7 @@ class DallE(nn.Module):
     return (text_logits, image_logits), out
 
   def _head(self, name: str, outputs: int) -> nn.Module:
-    """Returns a last layer; in float32, as losses and samples are sensitive."""
+    """Returns a last layer: its logits are float32, for losses and samples."""
     zeros = nn.initializers.zeros
     return layers.Linear((self.width,), (outputs,), zeros, name=name)
 

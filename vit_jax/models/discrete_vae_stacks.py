@@ -125,7 +125,7 @@ class Encoder(nn.Module):
       if group < self.groups - 1:
         x = nn.max_pool(x, (2, 2), (2, 2))
       out[f'group_{group + 1}'] = x
-    # In float32: which code is the largest should not depend on rounding.
+    # In float32: logits of two codes that are close would be one in bfloat16.
     return Convolution(self.outputs, 1, name='output')(nn.relu(x)), out
 
 

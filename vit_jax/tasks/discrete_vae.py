@@ -23,6 +23,11 @@ Batch = Mapping[str, Array]
 # Of the similarity of vectors and codes, as the temperature of a softmax. With
 # a higher one, few codes that are chosen and many that nearly are look even.
 _SOFTNESS = 0.03
+# A batch that uses fewer codes than this says little by them.
+_COLLAPSED = 8
+# What one way of choosing codes reads and the other does not.
+_GUMBEL = ('temperature', 'kl_weight')
+_VECTOR = ('commitment', 'evenness')
 
 
 def logit_laplace(image: Array, statistics: Array) -> Array:
@@ -131,6 +136,24 @@ class DiscreteVae:
       raise ValueError(f'deviation is {self.deviation}, expected more than 0.')
     if not self.commitment >= 0:
       raise ValueError(f'commitment is {self.commitment}, expected 0 or more.')
+    self._check_unused()
+
+  def _check_unused(self) -> None:
+    """Raises ValueError for values that the choices of others leave unread."""
+    if self.model.quantization == 'vector':
+      unread = {name: "quantization='vector'" for name in _GUMBEL}
+    else:
+      unread = {name: "quantization='gumbel'" for name in _VECTOR}
+    if self.likelihood == 'logit_laplace':
+      unread['deviation'] = "likelihood='logit_laplace'"
+    for field in dataclasses.fields(self):
+      if field.name not in unread:
+        continue
+      if getattr(self, field.name) != field.default:
+        raise ValueError(
+          f'{field.name} is {getattr(self, field.name)!r}, which '
+          f'{unread[field.name]} has no use for: leave it out.'
+        )
 
   def batch_spec(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of `size` examples."""
@@ -178,26 +201,29 @@ class DiscreteVae:
       train: whether codes are mixed; otherwise the most probable are decoded.
     """
     image = batch['image']
-    temperature, kl_weight, evenness = (
-      ramp.parse(getattr(self, name), name).at(step, self.to_steps)
-      for name in ('temperature', 'kl_weight', 'evenness')
-    )
+    is_vector = self.model.quantization == 'vector'
+    options = {}
+    if not is_vector:
+      options['temperature'] = self._now('temperature', step)
     statistics, out = self.model.apply(
-      variables, image, train=train, temperature=temperature,
-      rngs={'codes': key},
-    )  # fmt: skip
+      variables, image, train=train, rngs={'codes': key}, **options
+    )
     surprise = self._surprise(image, statistics).mean()
     metrics = self._usage(out['codes'], jnp.ones(len(image)))
     metrics['negative_log_likelihood'] = surprise
-    if self.model.quantization == 'vector':
-      attraction = self._attraction(out)
-      uneven = evenness * self._unevenness(out['logits'])
-      return surprise + attraction + uneven, metrics, {}
+    if is_vector:
+      uneven = self._now('evenness', step) * self._unevenness(out['logits'])
+      return surprise + self._attraction(out) + uneven, metrics, {}
     divergence = self._divergence(out['logits'])
+    kl_weight = self._now('kl_weight', step)
     metrics['kl'] = divergence.mean()
-    metrics |= {'temperature': temperature, 'kl_weight': kl_weight}
+    metrics |= {'kl_weight': kl_weight, **options}
     penalty = kl_weight * divergence.sum() / image.size
     return surprise + penalty, metrics, {}
+
+  def _now(self, name: str, step: Array) -> Array:
+    """Returns what a field with a ramp is at a step."""
+    return ramp.parse(getattr(self, name), name).at(step, self.to_steps)
 
   def _attraction(self, out: Mapping[str, Array]) -> Array:
     """Draws codes and what chose them together (arXiv:1711.00937, eq. 3)."""
@@ -246,6 +272,24 @@ class DiscreteVae:
       'perplexity_of_codes': perplexity(shares),
       'codes_used': (counts > 0).mean(),
     }
+
+  def warning(self, means: Mapping[str, float]) -> str:
+    """Returns what to say if hardly a code is used; '' if not.
+
+    Args:
+      means: of the metrics of training.
+    """
+    size = self.model.vocabulary_size
+    used = means['codes_used'] * size
+    if used >= min(_COLLAPSED, size / 2):
+      return ''
+    names = 'kl_weight, or a temperature that falls more slowly'
+    if self.model.quantization == 'vector':
+      names = 'evenness'
+    return (
+      f'collapsed: a batch uses {used:.0f} of {size:,} codes. Try a higher '
+      f'config.task.{names}, or a lower config.optimizer.learning_rate.'
+    )
 
   def metrics(
     self, variables: Mapping[str, Any], batch: Batch

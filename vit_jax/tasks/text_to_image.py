@@ -246,7 +246,11 @@ class TextToImage:
   def metrics(
     self, variables: Mapping[str, Any], batch: Batch
   ) -> dict[str, Array]:
-    """Returns the losses of each example, and its share of likeliest codes."""
+    """Returns the losses of each example, and its share of likeliest codes.
+
+    That of a text is the mean of its tokens. So that of a data set is a mean of
+    texts, where `loss` has one of tokens, in which long texts count for more.
+    """
     text = dalle.mark_padding(batch['text'])
     of_text, of_image, right = self._losses(
       variables, text, self._codes(variables, batch)

@@ -112,7 +112,9 @@ class Precision:
   """`config.precision`; parameters and their updates are always float32."""
 
   # Of activations and matrix products; float16 with a scale for the gradients
-  # of each residual branch, see `vit_jax.models.gradient_scale`.
+  # of each residual branch, see `vit_jax.models.gradient_scale`. Products of
+  # float32 are rounded by a TPU (bfloat16) and a GPU (TensorFloat-32) unless
+  # the environment has JAX_DEFAULT_MATMUL_PRECISION=highest.
   compute: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   # Of attention weights; bfloat16 saves a quarter of a ViT's memory.
   softmax: Literal['float32', 'bfloat16'] = 'float32'
