@@ -15,7 +15,7 @@ from rich.console import Console
 from vit_jax import config as config_lib
 from vit_jax import encode, evaluate, generate
 from vit_jax.config import ConfigError
-from vit_jax.data import captions
+from vit_jax.data import batching, captions, code_files
 from vit_jax.models import discrete_vae
 from vit_jax.tasks.discrete_vae import DiscreteVae
 from vit_jax.training import frozen, inputs, loop, records, schema
@@ -243,15 +243,16 @@ def test_what_cannot_be_encoded_is_refused(run, tmp_path, arguments, message):
   assert not (tmp_path / 'codes').exists()
 
 
-def broken_images(folder):
-  """Writes four captions of images, one of which cannot be read."""
+def broken_images(folder, count=4, broken=(2,)):
+  """Writes captions of images, some of which cannot be read."""
   folder.mkdir()
-  for number in range(4):
-    Image.new('RGB', (16, 16), (60 * number, 0, 0)).save(
-      folder / f'{number}.png'
-    )
-  (folder / '2.png').write_bytes(b'no image')
-  rows = [{'file': f'{n}.png', 'text': f'number {n}'} for n in range(4)]
+  for number in range(count):
+    path = folder / f'{number}.png'
+    if number in broken:
+      path.write_bytes(b'no image')
+    else:
+      Image.new('RGB', (16, 16), (60 * number, 0, 0)).save(path)
+  rows = [{'file': f'{n}.png', 'text': f'number {n}'} for n in range(count)]
   text = ''.join(json.dumps(row) + '\n' for row in rows)
   (folder / 'captions.jsonl').write_text(text)
   return (
@@ -267,6 +268,42 @@ def test_no_more_records_may_be_broken_than_the_run_allows(run, tmp_path):
     run(*options)
   said = run(*options, '--config.data.max_broken=0.25')
   assert '3 records, 1 cannot be read' in said
+
+
+def test_a_shard_with_too_many_broken_records_is_stopped_early(
+  run, tmp_path, monkeypatch
+):
+  options = broken_images(tmp_path / 'images', 80, range(1, 80))
+  read = []
+
+  def count(*given):
+    read.append(given)
+    return read_example(*given)
+
+  read_example = batching.read_example
+  monkeypatch.setattr(batching, 'read_example', count)
+  with pytest.raises(ConfigError, match='At least 15 of the 80 records'):
+    run(*options, '--batch=8', '--config.data.max_broken=0.1')
+  # One to see its shape, two batches, and one that was on its way.
+  assert len(read) == 1 + 3 * 8
+
+
+def test_codes_of_a_shard_are_held_as_they_are_stored(
+  run, tmp_path, monkeypatch
+):
+  held = []
+
+  def write(folder, number, about, codes, *others):
+    held.append(codes)
+    write_shard(folder, number, about, codes, *others)
+
+  write_shard = code_files.write_shard
+  monkeypatch.setattr(code_files, 'write_shard', write)
+  run('--only=test', '--batch=8', out='codes')
+  (codes,) = held
+  assert codes.dtype == np.uint8
+  written = np.load(tmp_path / 'codes' / 'test' / '00000-codes.npy')
+  np.testing.assert_array_equal(written, codes)
 
 
 def test_parts_of_other_codes_are_not_put_together(run, tmp_path):

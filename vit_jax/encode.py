@@ -12,8 +12,19 @@ the folders train and test of D. A run reads them in place of the images with
 and is refused if they are of another discrete VAE, or of images prepared in
 another way. `--crops=8` takes eight random crops of each training image.
 
-The same command goes on where it was stopped. Several can write into one
-folder at the same time, each its part: `--part=0/4` to `--part=3/4`.
+The same command goes on where it was stopped, with the first shard that is not
+written. Several can write into one folder at the same time, each its part:
+`--part=0/4` to `--part=3/4`.
+
+A shard is written once all of it is encoded: a stop loses what each part has
+done of one shard, and till then its codes are in memory, records x crops x codes
+of an image, each of a byte, or of two if there are more than 256 to choose from.
+By default a split has 200 shards, or fewer, of 4,096 records. Of 250 million
+records with 8 crops, a shard has 1.25 million, 10 million images and 20 GB at
+32 x 32 codes. `--shard=RECORDS` makes them smaller, down to 300 shards a split,
+since each takes three open files when it is read. To lose less still, write
+parts of a split, such as 'train[:10%]', into folders of their own, and read them
+as codes:A + codes:B, with `ulimit -n` above three times the shards.
 """
 
 import argparse
@@ -55,7 +66,11 @@ def main(arguments: Sequence[str], console: Console) -> None:
     '--batch', type=_count, default=64, help='images at a time; 64 by default'
   )
   options.add_argument(
-    '--shard', type=_count, help='records of a shard; by default 4096 or more'
+    '--shard',
+    type=_count,
+    metavar='RECORDS',
+    help='of a shard, which is lost at a stop unless all of it is encoded; by '
+    'default a 200th of the split, or 4096 if that is more',
   )
   options.add_argument(
     '--part', type=_part, metavar='I/N', help="one of N; by default, a host's"

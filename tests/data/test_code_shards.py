@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -37,6 +38,17 @@ def folder(tmp_path):
     write(tmp_path / 'train', number)
   assert code_files.finish(tmp_path / 'train', ABOUT) == 0
   return tmp_path / 'train'
+
+
+def test_codes_are_written_without_a_copy(tmp_path):
+  codes = np.zeros((2**20, 2, 6), np.uint16)
+  tracemalloc.start()
+  try:
+    code_files.write_shard(tmp_path, 0, ABOUT, codes, [], {})
+    _, most = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert most < codes.nbytes / 2
 
 
 def test_records_come_back(folder):

@@ -126,7 +126,7 @@ def write_shard(
   """
   lines = [json.dumps(row, default=str).encode() for row in rows]
   arrays = {
-    'codes': codes.astype(about.dtype),
+    'codes': codes.astype(about.dtype, copy=False),
     'rows': np.frombuffer(b''.join(lines), np.uint8),
     'ends': np.cumsum([len(line) for line in lines], dtype=np.int64),
   }

@@ -156,7 +156,6 @@ class Encoder:
     for number in missing:
       broken: dict[str, str] = {}
       rows, codes = self._shard(number, broken)
-      self._check_broken(number, len(rows) + len(broken), broken)
       code_files.write_shard(folder, number, self.about, codes, rows, broken)
       say(number, len(rows), len(broken))
     try:
@@ -171,9 +170,9 @@ class Encoder:
     if len(broken) > self._max_broken * count:
       name, reason = next(iter(broken.items()))
       raise ConfigError(
-        f'{len(broken):,} of the {count:,} records of shard {number} cannot be '
-        f'read, more than config.data.max_broken={self._max_broken} allows. '
-        f'{name}: {reason}'
+        f'At least {len(broken):,} of the {count:,} records of shard {number} '
+        'cannot be read, more than config.data.max_broken='
+        f'{self._max_broken} allows. {name}: {reason}'
       )
 
   def _shard(
@@ -183,12 +182,17 @@ class Encoder:
     about = self.about
     size, first = about.shard_records, number * about.shard_records
     indices = range(first, min(first + size, about.records))
-    rows, codes = [], [np.zeros((0, about.crops, math.prod(about.grid)), int)]
-    for prepared in self._prepared(indices, broken):
-      rows += [row for row, _ in prepared]
+    rows = []
+    # In place and as they are stored: those of a shard can be many gigabytes.
+    codes = np.empty(
+      (len(indices), about.crops, math.prod(about.grid)), about.dtype
+    )
+    for prepared in self._prepared(number, indices, broken):
       images = np.concatenate([images for _, images in prepared])
-      codes.append(self._codes(images).reshape(-1, *codes[0].shape[1:]))
-    return rows, np.concatenate(codes)
+      found = self._codes(images).reshape(-1, *codes.shape[1:])
+      codes[len(rows) : len(rows) + len(prepared)] = found
+      rows += [row for row, _ in prepared]
+    return rows, codes[: len(rows)]
 
   def _codes(self, images: np.ndarray) -> np.ndarray:
     """Returns the codes of some images, [images, rows, columns]."""
@@ -201,9 +205,13 @@ class Encoder:
     return np.concatenate(list(found))
 
   def _prepared(
-    self, indices: range, broken: dict[str, str]
+    self, number: int, indices: range, broken: dict[str, str]
   ) -> Iterator[list[Prepared]]:
-    """Yields some records at a time, the next ones on their way."""
+    """Yields some records at a time, the next ones on their way.
+
+    Raises:
+      ConfigError: too many of the shard are broken, as soon as that is known.
+    """
     chunk = max(1, self._images // self.about.crops)
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       coming = None
@@ -211,8 +219,11 @@ class Encoder:
         before = coming
         some = indices[start : start + chunk]
         coming = [(index, pool.submit(self._read, index)) for index in some]
-        if before and (found := self._readable(before, broken)):
-          yield found
+        if before:
+          found = self._readable(before, broken)
+          self._check_broken(number, len(indices), broken)
+          if found:
+            yield found
 
   def _readable(
     self,
