@@ -17,14 +17,15 @@ written. Several can write into one folder at the same time, each its part:
 `--part=0/4` to `--part=3/4`.
 
 A shard is written once all of it is encoded: a stop loses what each part has
-done of one shard, and till then its codes are in memory, records x crops x codes
-of an image, each of a byte, or of two if there are more than 256 to choose from.
-By default a split has 200 shards, or fewer, of 4,096 records. Of 250 million
-records with 8 crops, a shard has 1.25 million, 10 million images and 20 GB at
-32 x 32 codes. `--shard=RECORDS` makes them smaller, down to 300 shards a split,
-since each takes three open files when it is read. To lose less still, write
-parts of a split, such as 'train[:10%]', into folders of their own, and read them
-as codes:A + codes:B, with `ulimit -n` above three times the shards.
+done of one. Till then its codes are in memory: records x crops x codes of an
+image, each of a byte, or of two if there are more than 256 to choose from. By
+default a split has 200 shards, or fewer, of 4,096 records. Of 250 million
+records with 8 crops, a shard has 1.25 million, which are 10 million images and
+20 GB at 32 x 32 codes. `--shard=RECORDS` makes them smaller, but a split has
+300 at most, since each takes three open files when it is read. To lose less
+still, write parts of a split, such as 'train[:10%]', into folders of their own,
+and read them as 'codes:A + codes:B', with `ulimit -n` above three times the
+shards.
 """
 
 import argparse
