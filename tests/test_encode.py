@@ -15,7 +15,7 @@ from rich.console import Console
 from vit_jax import config as config_lib
 from vit_jax import encode, evaluate, generate
 from vit_jax.config import ConfigError
-from vit_jax.data import batching, captions, code_files
+from vit_jax.data import batching, caption_filter, captions, code_files
 from vit_jax.models import discrete_vae
 from vit_jax.tasks.discrete_vae import DiscreteVae
 from vit_jax.training import frozen, inputs, loop, records, schema
@@ -173,6 +173,26 @@ def test_what_the_filters_leave_out_is_counted(run, tmp_path):
   # The rules are the same in training, but for those of images.
   again = records.open_split(of_codes(tmp_path, *rules), 'train')
   assert len(again) == len(source)
+  other = of_codes(tmp_path, *rules, '--config.data.text.without=blue')
+  assert 0 < len(records.open_split(other, 'train')) < len(source)
+  with pytest.raises(ConfigError, match="captions was .*'red'.*'blue'"):
+    run('--only=train', *rules, '--config.data.text.without=blue')
+
+
+def test_captions_that_have_passed_are_not_looked_at_again(
+  run, tmp_path, monkeypatch
+):
+  rules = ('--config.data.text.without=red', '--config.data.text.latin=0.5')
+  run(*rules, '--shard=20')
+  monkeypatch.setattr(
+    caption_filter.Rules, 'against_caption', lambda *unused: 'looked at'
+  )
+  for split, count in (('train', 20), ('train[:9]+train[12:15]', 12)):
+    split = f'--config.data.train.split={split}'
+    opened = records.open_split(of_codes(tmp_path, *rules, split), 'train')
+    assert len(opened) >= count
+  with pytest.raises(ConfigError, match='looked at'):
+    records.open_split(of_codes(tmp_path, rules[0]), 'train')
 
 
 def test_crops_differ_and_do_not_depend_on_batches(run, tmp_path):

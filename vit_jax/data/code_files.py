@@ -59,11 +59,13 @@ class About:
   # Records of the source, and of a shard.
   records: int
   shard_records: int
+  # What captions had to be like, '' for anything.
+  captions: str = ''
 
   def kind(self) -> 'About':
     """Returns the same of any source: splits of one kind can be joined."""
     return dataclasses.replace(
-      self, source='', split='', seed=0, records=0, shard_records=0
+      self, source='', split='', seed=0, records=0, shard_records=0, captions=''
     )
 
   @property

@@ -114,6 +114,7 @@ class Encoder:
       records=len(self._source),
       shard_records=shard_records
       or code_files.shard_records(len(self._source)),
+      captions=texts.caption_rules(config.data.text),
     )
     if self.about.shards > _MAX_SHARDS:
       raise ConfigError(

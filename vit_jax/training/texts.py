@@ -10,6 +10,7 @@ from vit_jax.data import (
   caption_filter,
   caption_source,
   captions,
+  code_shards,
   tokenizer,
   unique_order,
 )
@@ -21,6 +22,8 @@ _MEASURED = 20_000
 # draw them as they are needed. The largest collections of pairs have fewer; by
 # the rules, 250 million take an hour of a core and 10 GB for as long.
 COUNTABLE = 10**9
+# Rules that need no image.
+_OF_CAPTIONS = ('characters', 'latin', 'without')
 
 
 def open_source(section: Any, where: str) -> captions.CaptionSource:
@@ -49,23 +52,47 @@ def filtered(
     text: `config.data.text`.
     images: whether records have images, or else codes of those that passed.
 
+  Returns:
+    A source of the others; the same one if all are known to pass.
+
   Raises:
     ConfigError: a rule is malformed, no record passes, or there is no end.
   """
-  keys = ('characters', 'latin', 'without')
-  if images:
-    keys = (*keys, 'aspect')
+  keys = (*_OF_CAPTIONS, 'aspect') if images else _OF_CAPTIONS
   try:
     rules = caption_filter.Rules(**{key: text[key] for key in keys})
   except ValueError as error:
     raise ConfigError(f'config.data.text: {error}.') from error
-  if rules == caption_filter.Rules():
+  if rules == caption_filter.Rules() or _passed(source, caption_rules(text)):
     return source
   _check_countable(source, 'a rule')
   try:
     return caption_filter.FilteredSource(source, rules)
   except ValueError as error:
     raise ConfigError(f'config.data.text: {error}.') from error
+
+
+def caption_rules(text: Any) -> str:
+  """Returns what `config.data.text` asks of captions; '' if nothing."""
+  anything = caption_filter.Rules()
+  return ', '.join(
+    f'{key}={text[key]!r}'
+    for key in _OF_CAPTIONS
+    if text[key] != getattr(anything, key)
+  )
+
+
+def _passed(source: captions.CaptionSource, asked: str) -> bool:
+  """Returns whether all captions were chosen by what is asked of them.
+
+  Codes are written of such alone, and know by what. To look at them again
+  would take an hour of 250 million, in each process and at each start.
+  """
+  return all(
+    isinstance(stage, code_shards.CodeShards) and stage.about.captions == asked
+    for stage in _stages(source)
+    if not _inner(stage)
+  )
 
 
 def left_out(source: Any) -> str:
@@ -86,14 +113,17 @@ def left_out(source: Any) -> str:
 def _stages(source: Any) -> Iterator[Any]:
   """Yields a source and all that it takes its records from."""
   yield source
-  if isinstance(source, captions.JoinedCaptions):
-    inner = [part for part, _ in source.parts]
-  elif isinstance(source, caption_filter.FilteredSource):
-    inner = [source.source]
-  else:
-    inner = []
-  for one in inner:
+  for one in _inner(source):
     yield from _stages(one)
+
+
+def _inner(source: Any) -> list[Any]:
+  """Returns what a source takes its records from; [] if it reads them."""
+  if isinstance(source, captions.JoinedCaptions):
+    return [part for part, _ in source.parts]
+  if isinstance(source, caption_filter.FilteredSource):
+    return [source.source]
+  return []
 
 
 def order(
