@@ -20,7 +20,7 @@ from vit_jax.training import schema
 _MEASURED = 20_000
 # More records than this are never looked at one by one: those of sources that
 # draw them as they are needed. The largest collections of pairs have fewer; by
-# the rules, 250 million take an hour of a core and 10 GB for as long.
+# the rules, 250 million take an hour of a core, and a gigabyte.
 COUNTABLE = 10**9
 # Rules that need no image.
 _OF_CAPTIONS = ('characters', 'latin', 'without')
