@@ -95,15 +95,11 @@ def test_inception_score():
 
 
 def test_clip_score():
-  images = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-  texts = np.array([[1.0, 0.0], [3.0, 4.0], [-1.0, 0.0]])
-  found = clip_score.score(images, texts)
-  assert found.cosine == pytest.approx((1 + 0.8 - 1) / 3, abs=1e-12)
+  found = clip_score.score([1, 0.8, -1])
+  assert found.cosine == pytest.approx(0.8 / 3, abs=1e-12)
   assert found.clip_score == pytest.approx(2.5 * 1.8 / 3, abs=1e-12)
   spread = np.std([1, 0.8, -1], ddof=1)
   assert found.error == pytest.approx(spread / 3**0.5, abs=1e-12)
-  with pytest.raises(ValueError, match='no pairs'):
-    clip_score.score(images, texts[:2])
 
 
 def test_pictures_are_compared_blurred_and_not():
@@ -136,5 +132,10 @@ def test_pictures_are_compared_blurred_and_not():
   values = picture_quality.figures([sharp, soft])
   assert values['generation/pixels_frechet_blur_2'] == soft.distance
   assert 'generation/pixels_inception_score_real' in values
+  spread = sharp.score.spread
+  assert values['generation/pixels_inception_score_spread'] == spread
+  error = soft.extrapolated.error
+  name = 'generation/pixels_frechet_extrapolated_error_blur_2'
+  assert values[name] == error
   with pytest.raises(ValueError, match='several shapes'):
     picture_quality.compare(real, other[:, :8], network)

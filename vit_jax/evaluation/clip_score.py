@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_jax.evaluation import retrieval
-
 _WEIGHT = 2.5
 
 
@@ -30,26 +28,8 @@ class Score(NamedTuple):
   count: int
 
 
-def score(images: np.ndarray, texts: np.ndarray) -> Score:
-  """Returns how well each image and its text go together, in the mean.
-
-  Args:
-    images: features [n, width], of any length.
-    texts: features of the text of each image, [n, width].
-
-  Raises:
-    ValueError: numbers or widths differ, or features are not finite.
-  """
-  if np.shape(images) != np.shape(texts):
-    raise ValueError(
-      f'features of images {np.shape(images)} and texts {np.shape(texts)} '
-      'are no pairs: [n, width] each'
-    )
-  return of_cosines((retrieval.unit(images) * retrieval.unit(texts)).sum(1))
-
-
-def of_cosines(cosines: np.ndarray) -> Score:
-  """Returns the score of pairs whose cosines [n] are known."""
+def score(cosines: np.ndarray) -> Score:
+  """Returns the score of pairs with these cosines, [n], n 1 or more."""
   cosines = np.asarray(cosines, np.float64)
   spread = cosines.std(ddof=1) if len(cosines) > 1 else 0.0
   return Score(

@@ -151,11 +151,11 @@ def figures(results: Sequence[Quality]) -> dict[str, float]:
     start = f'generation/{result.network}'
     end = f'_blur_{result.radius:g}' if result.radius else ''
     values[f'{start}_frechet{end}'] = result.distance
-    if result.extrapolated:
-      values[f'{start}_frechet_extrapolated{end}'] = (
-        result.extrapolated.distance
-      )
+    if found := result.extrapolated:
+      values[f'{start}_frechet_extrapolated{end}'] = found.distance
+      values[f'{start}_frechet_extrapolated_error{end}'] = found.error
     if result.score and result.real_score:
-      values[f'{start}_inception_score{end}'] = result.score.mean
-      values[f'{start}_inception_score_real{end}'] = result.real_score.mean
+      for name, score in (('', result.score), ('_real', result.real_score)):
+        values[f'{start}_inception_score{name}{end}'] = score.mean
+        values[f'{start}_inception_score{name}_spread{end}'] = score.spread
   return values

@@ -238,7 +238,8 @@ def _cosines(
 def _clip_scores(of_sets: Mapping[str, np.ndarray]) -> dict[str, float]:
   figures = {}
   for name, cosines in of_sets.items():
-    found = clip_score.of_cosines(cosines)
+    found = clip_score.score(cosines)
     figures[f'generation/{name}_clip_cosine'] = found.cosine
+    figures[f'generation/{name}_clip_cosine_error'] = found.error
     figures[f'generation/{name}_clip_score'] = found.clip_score
   return figures
