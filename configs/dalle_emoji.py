@@ -9,7 +9,7 @@ are never trained on.
     --workdir=runs/dvae_emoji
   python -m vit_jax.train --config=configs/dalle_emoji.py:data/emoji64.tar.gz \
     --workdir=runs/dalle_emoji
-  python -m vit_jax.generate --workdir=runs/dalle_emoji --out=pictures \
+  python -m vit_jax.generate --workdir=runs/dalle_emoji --out=apples \
     --prompt='red apple' --count=16 --guidance=2 --top-p=0.8
 
 Expected: it learns the drawings by heart (training loss 0.24), and names that
@@ -50,7 +50,9 @@ def get_config(path: str = VARIANTS[0]) -> ConfigDict:
         name='dalle',
         text_vocabulary=2000,
         text_length=12,
-        image_vocabulary=512,
+        image_vocabulary=1024,
+        # As in configs/dalle_shapes.py.
+        code_width=16,
         grid=(12, 12),
         width=128,
         depth=4,

@@ -229,7 +229,6 @@ def test_samples_and_pictures():
     ({'sizes': {'grid': (3, 2)}}, r'set grid=\(2, 3\)'),
     ({'sizes': {'image_vocabulary': 7}}, 'image_vocabulary=5'),
     ({'sizes': {'code_width': 4}}, 'has vectors of 3 values'),
-    ({'sizes': {'code_width': 3}, 'vae': None}, 'set code_width=0'),
   ],
 )
 def test_what_does_not_fit_is_refused(fields, message):

@@ -116,13 +116,14 @@ def test_images_are_encoded_once_and_read_by_either(paths, recipe, tmp_path):
     f'--config.task.image_codes={paths["folder"]}',
   )  # fmt: skip
   assert '4 x 4 one of 48' in said
-  run = run_lib.prepare(
-    resolved(
-      recipe, f'task.image_codes={paths["file"]}',
-      *(f'data.{name}.source=codes:{out}' for name in ('train', 'test')),
-      'data.train.split=train', 'data.test.split=test',
-    )
+  overrides = (
+    *(f'data.{name}.source=codes:{out}' for name in ('train', 'test')),
+    'data.train.split=train', 'data.test.split=test',
   )  # fmt: skip
+  with pytest.raises(ConfigError, match='code_width is 4.*image_codes is empt'):
+    run_lib.prepare(resolved(recipe, 'model.code_width=4', *overrides))
+  settings = resolved(recipe, f'task.image_codes={paths["file"]}', *overrides)
+  run = run_lib.prepare(settings)
   assert run.batch['codes'].shape == (8, 16)
   images = captions.open_source('shapes:pixels=32', 'test[:9]')
   codes = captions.open_source(f'codes:{out}', 'test')

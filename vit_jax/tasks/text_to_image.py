@@ -85,11 +85,6 @@ class TextToImage:
         )
     if self.frozen is not None:
       self._check_codes()
-    elif self.model.code_width:
-      raise ValueError(
-        f'code_width is {self.model.code_width}, which is of the vectors of a '
-        'discrete VAE: say in image_codes where that is, or set code_width=0.'
-      )
 
   def _check_codes(self) -> None:
     """Raises ValueError if the discrete VAE does not fit model or images."""

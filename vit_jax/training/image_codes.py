@@ -100,6 +100,23 @@ def check_same_codes(config: Any, frozen: Any) -> None:
     )
 
 
+def check_vectors(config: Any, frozen: Any) -> None:
+  """Raises ConfigError for codes whose vectors nothing has.
+
+  Args:
+    config: complete.
+    frozen: the `vit_jax.training.frozen.Frozen` of the task; None without.
+  """
+  if config.task.name != 'text_to_image' or frozen:
+    return
+  if width := config.model.code_width:
+    raise ConfigError(
+      f'config.model.code_width is {width}, the length of vectors that a '
+      'discrete VAE has for its codes, but config.task.image_codes is empty: '
+      'name the one that has made the codes, or set code_width=0.'
+    )
+
+
 def check_can_decode(task: Any) -> None:
   """Raises ConfigError for a model of codes that nothing makes images of.
 

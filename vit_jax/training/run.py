@@ -201,6 +201,7 @@ def prepare(
     for name in ('train', 'test'):
       image_codes.check_readable(config, name, frozen)
     image_codes.check_same_codes(config, frozen)
+    image_codes.check_vectors(config, frozen)
   if not inputs.planned:
     frozen_lib.check_classes(config, frozen, inputs.known.class_names)
     for name in ('train', 'test'):
