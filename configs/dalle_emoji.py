@@ -12,7 +12,7 @@ are never trained on.
   python -m vit_jax.generate --workdir=runs/dalle_emoji --out=apples \
     --prompt='red apple' --count=16 --guidance=2 --top-p=0.8
 
-Expected: it learns the drawings by heart (training loss 0.31), and names that
+Expected: it learns the drawings by heart (training loss 0.33), and names that
 it has seen give pictures that everybody recognises. Of others it draws a face,
 a cat or a clock where one was asked for, and little else; the loss of codes of
 the test data is 2.8 at the first of five evaluations and 10.5 at the end. With
