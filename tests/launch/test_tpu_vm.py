@@ -358,7 +358,9 @@ def test_rebooted_worker_trains_again(cloud):
   wait_for(lambda: cloud.starts() == [1, 2])
   (cloud.folder / 'finish').touch()
   assert process.wait(timeout=60) == 0
-  assert cloud.starts() == [1, 2]
+  # All workers are asked to start. The first goes on, unless it has ended before
+  # it is asked, on a busy machine: then it only finds that all is done.
+  assert cloud.starts() in ([1, 2], [2, 2])
 
 
 def test_broken_connection_does_no_harm(cloud):

@@ -31,34 +31,16 @@ def command(name, *arguments):
   return done.stdout
 
 
-@pytest.mark.parametrize(
-  'steps,least',
-  [
-    # A tenth of the configs' steps: it draws the right colour at the right
-    # place more often than not.
-    pytest.param(
-      (200, 120),
-      {'codes_place': 0.8, 'single_place': 0.35, 'single_color': 0.3},
-      id='tenth',
-    ),
-    # A third of them.
-    pytest.param(
-      (600, 400),
-      {'codes_all': 0.7, 'single_place': 0.8, 'single_all': 0.25},
-      id='third',
-      marks=pytest.mark.slow,
-    ),
-  ],
-)
-def test_pairs_that_were_never_seen_are_drawn(steps, least, tmp_path):
+@pytest.mark.slow
+def test_pairs_that_were_never_seen_are_drawn(tmp_path):
   vae, run, pictures = (str(tmp_path / x) for x in ('vae', 'run', 'pictures'))
   command(
     'train', f'--config={ROOT}/configs/dvae_shapes.py', f'--workdir={vae}',
-    f'--config.total={steps[0]}steps', *AT_THE_END,
+    '--config.total=600steps', *AT_THE_END,
   )  # fmt: skip
   command(
     'train', f'--config={ROOT}/configs/dalle_shapes.py:{vae}',
-    f'--workdir={run}', f'--config.total={steps[1]}steps', *SMALL, *AT_THE_END,
+    f'--workdir={run}', '--config.total=400steps', *SMALL, *AT_THE_END,
   )  # fmt: skip
   settings = ['--guidance=2', '--top-p=0.9']
   command(
@@ -71,9 +53,10 @@ def test_pairs_that_were_never_seen_are_drawn(steps, least, tmp_path):
     'evaluate', f'--workdir={run}', '--tasks=generation', '--json', *settings
   )
   found = json.loads(printed)
-  for name, bound in least.items():
-    assert found[f'generation/{name}'] > bound, found
+  # A third of the steps of configs/dalle_shapes.py, of a smaller model.
+  assert found['generation/codes_all'] > 0.7
+  assert found['generation/single_place'] > 0.8
+  assert found['generation/single_all'] > 0.25
   # Held against the captions of others.
   assert found['generation/chance_place'] < 0.15
-  assert found['generation/chance_color'] < 0.2
   assert found['generation/chance_all'] < 0.05
