@@ -358,8 +358,8 @@ def test_rebooted_worker_trains_again(cloud):
   wait_for(lambda: cloud.starts() == [1, 2])
   (cloud.folder / 'finish').touch()
   assert process.wait(timeout=60) == 0
-  # All workers are asked to start. The first goes on, unless it has ended before
-  # it is asked, on a busy machine: then it only finds that all is done.
+  # All workers are asked to start. The first goes on, unless it has ended
+  # before, on a busy machine: then it is started once more, and finds all done.
   assert cloud.starts() in ([1, 2], [2, 2])
 
 
