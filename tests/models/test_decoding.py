@@ -211,3 +211,8 @@ def test_guidance_goes_beyond_the_text_among_what_may_be_drawn(temperature):
 def test_impossible_settings_are_refused(sampling, message):
   with pytest.raises(ValueError, match=message):
     sampling.check()
+
+
+def test_layers_are_in_order_however_many_there_are():
+  blocks = {f'block_{i:02d}': i for i in reversed(range(101))}
+  assert decoding._layers({'blocks': blocks}) == list(range(101))
