@@ -361,6 +361,7 @@ def test_impossible_rules_are_refused(rules, message):
 
 def test_latin_letters():
   assert caption_filter.latin_share('a b c') == 1
+  assert caption_filter.latin_share('a1_ b') == 0.5
   assert caption_filter.latin_share('é1') == 0.5
   assert caption_filter.latin_share('日本') == 0
   assert caption_filter.latin_share(' ') == 0
