@@ -67,6 +67,17 @@ def test_micro_batches_add_their_gradients_up():
   assert one.activations == pytest.approx(2 * two.activations)
 
 
+def test_a_loop_gathers_one_layer_at_a_time():
+  whole, split = (
+    defaults.estimate(WITH_SCAN, defaults.Choice(fsdp, 1, 'none'), 64).others
+    for fsdp in (1, 2)
+  )
+  assert whole == WITH_SCAN.gradients[1] + WITH_SCAN.weights
+  assert split == WITH_SCAN.gradients[2]
+  unrolled = defaults.estimate(SMALL, defaults.Choice(2, 1, 'none'), 64).others
+  assert unrolled == SMALL.gradients[2] + SMALL.weights
+
+
 def tiny(*overrides):
   config = config_lib.load('configs/digits.py')
   return config_lib.resolve(

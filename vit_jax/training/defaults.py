@@ -83,10 +83,12 @@ def estimate(needs: memory.Needs, choice: Choice, examples: int) -> Estimate:
   in_part = -(-examples // choice.accumulate)
   # One tree of gradients is added up while the next one is computed.
   gradients = needs.gradients[choice.fsdp] * (1 + (choice.accumulate > 1))
+  # A loop gathers those of one layer after the other (by plans of DALL-E).
+  weights = 0 if needs.scan and choice.fsdp > 1 else needs.weights
   return Estimate(
     state=needs.state[choice.fsdp],
     activations=int(in_part * needs.example * kept[choice.remat]),
-    others=gradients + needs.weights,
+    others=gradients + weights,
   )
 
 
