@@ -275,6 +275,21 @@ def split(
   return options.parse_args(others), overrides
 
 
+def given(
+  options: argparse.ArgumentParser, arguments: Sequence[str]
+) -> set[str]:
+  """Returns the destinations of the options that were given, by `split`'s.
+
+  One that was given with its default is among them.
+  """
+  others = [a for a in arguments if not a.startswith('--config.')]
+  names, nothing = vars(options.parse_args([])), object()
+  # A default is only set where nothing is.
+  unset = argparse.Namespace(**dict.fromkeys(names, nothing))
+  found = vars(options.parse_args(others, unset))
+  return {name for name, value in found.items() if value is not nothing}
+
+
 def tell_broken(console: Console) -> Callable[[str, str], None]:
   """Returns what prints the name of a broken record, and what is wrong."""
 

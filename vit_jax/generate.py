@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   known, overrides = command_line.split(options, arguments)
   _check_out(known.out)
   if known.repeat:
-    _check_repeat(known, options.parse_args([]))
+    _check_repeat(known, command_line.given(options, arguments))
     _repeat(known, overrides, console)
     return
   _check(known)
@@ -123,17 +123,14 @@ def _check_out(out: pathlib.Path | None) -> None:
     )
 
 
-def _check_repeat(
-  known: argparse.Namespace, defaults: argparse.Namespace
-) -> None:
+def _check_repeat(known: argparse.Namespace, given: set[str]) -> None:
   """Raises ConfigError for options of which the picture says how they were."""
-  for name, value in vars(known).items():
-    may = ('out', 'overwrite', 'repeat', 'step', 'workdir')
-    if name not in may and value != getattr(defaults, name):
-      raise ConfigError(
-        f'{known.repeat} says how it was made: leave out '
-        f'--{name.replace("_", "-")}.'
-      )
+  may = {'out', 'overwrite', 'repeat', 'step', 'workdir'}
+  if others := given - may:
+    raise ConfigError(
+      f'{known.repeat} says how it was made: leave out '
+      f'--{min(others).replace("_", "-")}.'
+    )
   _check_elsewhere(known.out, known.repeat)
   if (path := known.out / known.repeat.name).exists() and not known.overwrite:
     raise ConfigError(
@@ -195,7 +192,7 @@ def _prompts(known: argparse.Namespace) -> list[str]:
   if known.prompt is not None:
     return [known.prompt]
   try:
-    lines = known.prompts.read_text(encoding='utf-8').splitlines()
+    lines = known.prompts.read_text(encoding='utf-8-sig').splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise ConfigError(f'--prompts={known.prompts}: {error}') from error
   prompts = [line.strip() for line in lines if line.strip()]
@@ -252,9 +249,11 @@ def _drawn(
       bar.step(done)
       own = {'prompt': one.text, 'line': one.line, 'number': one.number}
       several.append(pictures.Picture(image, {**own, **facts}))
-      if len(several) == count:
+      if done == len(wanted):
+        # Before, those of a whole batch come at once.
         speed = done / (time.perf_counter() - started)
         bar.log(done, f'{speed:.2f} pictures/s')
+      if len(several) == count:
         yield several
         several = []
   finally:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from rich.console import Console
 
 from vit_jax import evaluate, generate
@@ -319,6 +319,8 @@ def test_pictures_do_not_depend_on_others(model):
     (('--out=x', '--from=none.png'), 'can be read'),
     (('--out=x', '--from=none.png', '--prompt=a'), 'leave out --prompt'),
     (('--out=x', '--from=none.png', '--top-k=3'), 'leave out --top-k'),
+    # What is the default, too.
+    (('--out=x', '--from=none.png', '--seed=0'), 'leave out --seed'),
     (('--out=.', '--from=none.png'), 'overwritten'),
     (('--out=x', *RUN, '--seed=-1'), 'below'),
     (('--out=x', *RUN, '--cuont=3'), 'Did you mean'),
@@ -333,6 +335,12 @@ def test_pictures_of_others_are_refused(model, tmp_path):
   Image.new('RGB', (8, 8)).save(tmp_path / 'plain.png')
   with pytest.raises(ConfigError, match='does not say how'):
     call(f'--from={tmp_path / "plain.png"}', f'--out={tmp_path / "out"}')
+  for said in ('{', '[]', '3', '{"prompt": "a"}'):
+    facts = PngImagePlugin.PngInfo()
+    facts.add_itxt('vit_jax.generate', said)
+    Image.new('RGB', (8, 8)).save(tmp_path / 'some.png', pnginfo=facts)
+    with pytest.raises(ConfigError, match='does not say all of how'):
+      call(f'--from={tmp_path / "some.png"}', f'--out={tmp_path / "out"}')
   no_text = dataclasses.replace(model, task=model.task.frozen.task)
   with pytest.raises(ConfigError, match='does not draw'):
     Sampler(no_text)

@@ -1,7 +1,9 @@
 """Many images on one, each with a line of text below it."""
 
+import pathlib
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -9,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 _SIDE, _MARGIN = 128, 8
 _LINE = 16
 _COLUMNS = 8
+# Points, of labels and of a title.
+_SMALL, _LARGE = 11, 15
 
 
 def draw(
@@ -19,6 +23,8 @@ def draw(
   side: int = _SIDE,
 ) -> Image.Image:
   """Returns the sheet.
+
+  Characters that the font lacks, such as emoji, are spelled as U+1F600.
 
   Args:
     images: uint8 [height, width, 1 or 3] each, of any sizes.
@@ -35,9 +41,9 @@ def draw(
     'RGB', (columns * width + _MARGIN, top + rows * height), 'white'
   )
   pen = ImageDraw.Draw(sheet)
-  font = ImageFont.load_default(size=12)
+  font = _font(_SMALL)
   if title:
-    large = ImageFont.load_default(size=16)
+    large = _font(_LARGE)
     room = sheet.width - 2 * _MARGIN
     pen.text((_MARGIN, _MARGIN), _cut(title, large, room), 'black', font=large)
   for number, (image, label) in enumerate(zip(images, labels)):
@@ -66,8 +72,26 @@ def _scaled(image: np.ndarray, side: int) -> Image.Image:
   return shown.resize(size, how).convert('RGB')
 
 
-def _cut(text: str, font: ImageFont.ImageFont, room: int) -> str:
+def _font(points: int) -> ImageFont.FreeTypeFont:
+  # Pillow's own has hardly any letters but those of English.
+  folder = pathlib.Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
+  return ImageFont.truetype(folder / 'DejaVuSans.ttf', points)
+
+
+def _spelled(text: str, font: ImageFont.FreeTypeFont) -> str:
+  """Returns a text without characters of which only a box would be seen."""
+  box = bytes(font.getmask('\uffff'))  # No character, so no font has it.
+  return ''.join(
+    f'U+{ord(character):04X} '
+    if not character.isspace() and bytes(font.getmask(character)) == box
+    else character
+    for character in text
+  )
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
   """Returns as much of a text as there is room for, in pixels."""
+  text = _spelled(text, font)
   if font.getlength(text) <= room:
     return text
   while text and font.getlength(text + '...') > room:

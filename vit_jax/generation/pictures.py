@@ -10,9 +10,15 @@ from PIL import Image, PngImagePlugin
 
 from vit_jax.analysis import contact_sheet
 from vit_jax.config import ConfigError
+from vit_jax.models.decoding import Sampling
 
 # Names of the texts in a file: one for people and their programs, one for us.
 _DESCRIPTION, _FACTS = 'Description', 'vit_jax.generate'
+# What the second says at least, of a picture and of a sheet.
+_SAID = {
+  'prompt', 'line', 'workdir', 'step', 'seed', 'given', 'overrides',
+  *Sampling._fields,
+}  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -93,7 +99,16 @@ def read(path: pathlib.Path) -> Picture:
       f'{path} does not say how it was made: it was not written by '
       'vit_jax.generate, or another program has changed it.'
     )
-  facts = json.loads(found)
+  try:
+    facts = dict(json.loads(found))
+  except (TypeError, ValueError):
+    facts = {}
+  own = {'shown', 'whole'} if 'shown' in facts else {'number'}
+  if missing := (_SAID | own).difference(facts):
+    raise ConfigError(
+      f'{path} does not say all of how it was made ({min(missing)} is '
+      'missing): another program has changed it.'
+    )
   score = facts.pop('score', None)  # A sheet has many.
   return Picture(image.reshape(*image.shape[:2], -1), facts, score)
 
@@ -126,24 +141,23 @@ def shown(
 def sheet(
   pictures: Sequence[Picture], given: Given | None = None
 ) -> Image.Image:
-  """Returns pictures of one text on one sheet, with number and score.
+  """Returns pictures of one text on one sheet, numbered, with their scores.
 
   Args:
     pictures: in the order to show them in.
     given: of which they have the upper part, shown first.
   """
   images = [picture.image for picture in pictures]
-  labels = [_label(picture) for picture in pictures]
+  # As the files of single pictures are called.
+  labels = [_label(*numbered) for numbered in enumerate(pictures, 1)]
   if given is not None:
     images, labels = [given.image, *images], ['given', *labels]
   return contact_sheet.draw(images, labels, title=pictures[0].facts['prompt'])
 
 
-def _label(picture: Picture) -> str:
-  number = f'#{picture.facts["number"]}'
-  if picture.score is None:
-    return number
-  return f'{number}  {picture.score:.3f}'
+def _label(number: int, picture: Picture) -> str:
+  score = '' if picture.score is None else f'   {picture.score:.3f}'
+  return f'{number}{score}'
 
 
 def _image(image: np.ndarray) -> Image.Image:
