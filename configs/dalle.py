@@ -43,17 +43,18 @@ Cost by formula (3 forward passes a pair, of which 6 FLOP for each parameter of
 a layer and each token are most): 2.52, 9.57 and 94.5 TFLOP for 0.3b, 1.2b and
 12b. Times the pairs of a step and the steps, 1.3e20, 9.8e20 and 4.2e22 FLOP.
 
-By the TPU's compiler (`python -m vit_jax.plan`), 0.3b with what it chooses:
+By the TPU's compiler (`python -m vit_jax.plan --topology=v3-8`), with what it
+chooses:
 
-  v3-8   mesh data=2 fsdp=4, optimizer.accumulate=4, remat=names: 7.3 GiB a
-         core, 4.10 s a step, 32 % of the peak, 9.5 days, 76 TPU-core-days
-  v3-32  mesh data=8 fsdp=4, remat=names: 6.3 GiB, 1.03 s, 2.4 days, 76
-         TPU-core-days
-
-By arithmetic at 32 % of the peak, 1.2b takes 18 days of a v3-32, where the
-state of 12b is 5.0 GiB a core (parameters, average and second moment in
-float32, the first in bfloat16: 160 GiB), so that it fits, but would take 750
-days; 2,048 cores, 12.
+  0.3b  v3-8     mesh data=2 fsdp=4, optimizer.accumulate=4, remat=names: 7.3
+                 GiB a core, 4.10 s a step, 32 % of the peak, 9.5 days, 76
+                 TPU-core-days
+  0.3b  v3-32    mesh data=8 fsdp=4, remat=names: 6.3 GiB, 1.03 s, 2.4 days, 76
+                 TPU-core-days
+  1.2b  v3-32    mesh data=4 fsdp=8, optimizer.accumulate=4, remat=names: 10.1
+                 GiB, 6.43 s, 39 %, 14.9 days, 476 TPU-core-days
+  12b   v3-1024  mesh data=8 fsdp=128, remat=names: 8.4 GiB, 5.64 s, 27 %, 28
+                 days, 28,800 TPU-core-days
 """
 
 from ml_collections import ConfigDict

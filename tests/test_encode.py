@@ -236,10 +236,23 @@ def test_codes_that_do_not_fit_are_refused(
     run_lib.prepare(of_codes(tmp_path, *overrides))
 
 
+def test_a_file_is_no_folder_to_write_to(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(frozen, 'load', lambda unused_config: pytest.fail())
+  (tmp_path / 'p.txt').touch()
+  (tmp_path / 'codes').mkdir()
+  (tmp_path / 'codes' / 'test').touch()
+  for out, found in (
+    ('p.txt', 'p.txt'), ('p.txt/more', 'p.txt'), ('codes', 'codes/test')
+  ):  # fmt: skip
+    with pytest.raises(ConfigError, match=f'{out} .*/{found} is a file. Name'):
+      run(out=out)
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
     (['--crops=2'], 'all the same.*is not random'),
+    (['--config.data.test.split=tset'], 'tset'),
     (['--config.data.train.split=train'], 'no end: name a part'),
     (
       ['--config.data.train.preprocess=resize(8)|value_range(0, 1)'],

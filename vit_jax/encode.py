@@ -29,6 +29,7 @@ shards.
 """
 
 import argparse
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str], console: Console) -> None:
     '--part', type=_part, metavar='I/N', help="one of N; by default, a host's"
   )
   known, overrides = command_line.split(options, arguments)
+  names = (known.only,) if known.only else ('train', 'test')
+  for name in names:
+    _check_out(known.out, name)
   # A host whose shards are written waits for those that still encode.
   processes.start(patience=_WEEK)
   settings = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
@@ -92,8 +96,10 @@ def main(arguments: Sequence[str], console: Console) -> None:
   # Each process writes shards of its own, by its own devices.
   mesh = mesh_lib.make(mesh_lib.Settings(), jax.local_devices())
   part, parts = known.part or (jax.process_index(), jax.process_count())
-  for name in (known.only,) if known.only else ('train', 'test'):
-    encoder = Encoder(
+  # Both are opened first: what is wrong with the test data is said at once, and
+  # not once all training data is encoded.
+  encoders = {
+    name: Encoder(
       settings,
       name,
       teacher,
@@ -102,8 +108,27 @@ def main(arguments: Sequence[str], console: Console) -> None:
       shard_records=known.shard,
       batch_size=known.batch,
     )
+    for name in names
+  }
+  for name, encoder in encoders.items():
     _write(encoder, known.out / name, range(part, encoder.about.shards, parts),
            console)  # fmt: skip
+
+
+def _check_out(out: pathlib.Path, name: str) -> None:
+  """Raises ConfigError if the folder of a split cannot be written to."""
+  folder = (out / name).absolute()
+  there = next(x for x in (folder, *folder.parents) if os.path.exists(x))
+  if not there.is_dir():
+    raise ConfigError(
+      f'--out={out} cannot be written to: {there} is a file. Name a folder; it '
+      'need not be there yet.'
+    )
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise ConfigError(
+      f'--out={out} cannot be written to: {there} may not be changed by you. '
+      'Name another folder.'
+    )
 
 
 def _write(

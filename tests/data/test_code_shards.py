@@ -1,6 +1,7 @@
 """Codes in files: what is written is read, and what is damaged is named."""
 
 import dataclasses
+import json
 import pickle
 import tracemalloc
 
@@ -103,6 +104,26 @@ def test_what_is_not_whole_is_refused(tmp_path):
   other = dataclasses.replace(ABOUT, preprocess='resize(8)', seed=3)
   with pytest.raises(ValueError, match='seed was 0 and is 3'):
     code_files.is_whole(tmp_path / 'train', 1, other)
+
+
+@pytest.mark.parametrize(
+  'content', ['', '[]', '{}', '{"about": null}', 'no records', 'no hashes']
+)
+def test_a_shard_whose_json_is_damaged_is_missing(folder, content):
+  path = code_files.path_of(folder, 1)
+  whole = json.loads(path.read_text())
+  if content == 'no records':
+    del whole['records']
+  elif content == 'no hashes':
+    whole['sha256'] = {}
+  path.write_text(json.dumps(whole) if content[:2] == 'no' else content)
+  assert not code_files.is_whole(folder, 1, ABOUT)
+  assert code_files.finish(folder, ABOUT) == 1
+  # Settings of those that can be read are compared none the less.
+  with pytest.raises(ValueError, match='seed was 0 and is 3'):
+    code_files.finish(folder, dataclasses.replace(ABOUT, seed=3))
+  write(folder, 1)
+  assert code_files.finish(folder, ABOUT) == 0
 
 
 def test_only_codes_of_one_kind_are_joined(folder, tmp_path):

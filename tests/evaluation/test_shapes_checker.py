@@ -25,6 +25,16 @@ def test_drawn_pictures_are_right(pixels, objects):
     assert found['all'] == 1
 
 
+def test_figures_come_in_one_order_whatever_is_said_first():
+  rng = np.random.default_rng(0)
+  said = ['a red circle at the left', 'a small red circle at the left']
+  images = [shapes.draw(shapes.parse_caption(x), 32, rng) for x in said]
+  found = shapes_checker.accuracies(images, said)
+  assert list(found) == ['place', 'size', 'color', 'shape', 'all']
+  found = shapes_checker.accuracies(images[:1], said[:1])
+  assert list(found) == ['place', 'color', 'shape', 'all']
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('pixels', [32, 64])
 @pytest.mark.parametrize('objects', [1, 2])

@@ -99,13 +99,8 @@ def is_whole(folder: pathlib.Path, number: int, about: About) -> bool:
   Raises:
     ValueError: If it was written, but is about something else.
   """
-  try:
-    shard = json.loads(path_of(folder, number).read_text())
-    found = About.of_json(shard['about'])
-  except (OSError, ValueError, KeyError, TypeError):
-    return False
-  _check_same(folder, found, about)
-  return not damage(folder, number, shard)
+  shard = _read_shard(folder, number, about)
+  return shard is not None and not damage(folder, number, shard)
 
 
 def write_shard(
@@ -158,12 +153,11 @@ def finish(folder: pathlib.Path, about: About) -> int:
   Raises:
     ValueError: If others have written shards about something else.
   """
-  paths = [path_of(folder, number) for number in range(about.shards)]
-  missing = sum(not path.exists() for path in paths)
+  shards = [
+    _read_shard(folder, number, about) for number in range(about.shards)
+  ]
+  missing = shards.count(None)
   if not missing:
-    shards = [json.loads(path.read_text()) for path in paths]
-    for shard in shards:
-      _check_same(folder, About.of_json(shard.pop('about')), about)
     index = dict(about=dataclasses.asdict(about), shards=shards)
     _write_json(folder / _INDEX, index)
   return missing
@@ -211,6 +205,29 @@ def load(path: pathlib.Path) -> np.ndarray:
   array = np.load(path, mmap_mode='r', allow_pickle=False)
   # As a plain array it is indexed in half the time.
   return array.view(np.ndarray)
+
+
+def _read_shard(
+  folder: pathlib.Path, number: int, about: About
+) -> dict[str, Any] | None:
+  """Returns what is in a shard, without what all have in common.
+
+  None where it was not written, or its .json is damaged: whose part it is
+  writes it again.
+
+  Raises:
+    ValueError: If it is about something else.
+  """
+  try:
+    shard = json.loads(path_of(folder, number).read_text())
+    found = About.of_json(shard['about'])
+    own = {name: shard[name] for name in ('records', 'broken', 'sha256')}
+    for name in ARRAYS:
+      own['sha256'][name]
+  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    return None
+  _check_same(folder, found, about)
+  return own
 
 
 def _check_same(folder: pathlib.Path, found: About, about: About) -> None:

@@ -291,7 +291,10 @@ def train_merges(texts: Iterable[str], size: int) -> Merges:
   learner.train_from_iterator(map(clean, texts), trainer)
   merges = json.loads(learner.to_str())['model']['merges']
   if not merges:
-    raise ValueError('there is nothing to merge: the texts have no words')
+    raise ValueError(
+      'there is nothing to merge: no word of the texts has two letters or '
+      'more, so that there are no pairs of letters; give longer texts'
+    )
   return tuple((first, second) for first, second in merges)[: size - _MIN_SIZE]
 
 

@@ -40,6 +40,8 @@ _BLUR = (0.0, 0.025, 0.05)
 _JUDGED = 4
 # Height in pixels at which outlines are drawn, before they are made small.
 _FINE = 256
+# What is counted right or wrong, in the order that a caption says it.
+_KINDS = ('place', 'size', 'color', 'shape', 'all')
 _CIRCLE = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 _ARM = 0.32
 # Corners, as (x, y) with y down; a thing of size 1 is from -1 to 1.
@@ -257,15 +259,16 @@ def accuracies(
     captions: of each.
 
   Returns:
-    'place', 'color', 'shape' and 'size', of all things that captions name, and
-    'all': pictures in which nothing is wrong.
+    'place', 'size', 'color' and 'shape', of all things that captions name, and
+    'all': pictures in which nothing is wrong. Always in this order.
 
   Raises:
     ValueError: see `check`.
   """
-  kinds: dict[str, list[bool]] = {}
+  kinds: dict[str, list[bool]] = {name: [] for name in _KINDS}
   for result in map(check, images, captions):
     for name, right in result.items():
-      kinds.setdefault(name.partition('_')[0], []).append(right)
-    kinds.setdefault('all', []).append(all(result.values()))
-  return {name: float(np.mean(right)) for name, right in kinds.items()}
+      kinds[name.partition('_')[0]].append(right)
+    kinds['all'].append(all(result.values()))
+  # No caption may say a size.
+  return {name: float(np.mean(right)) for name, right in kinds.items() if right}
