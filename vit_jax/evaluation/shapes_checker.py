@@ -40,7 +40,7 @@ _BLUR = (0.0, 0.025, 0.05)
 _JUDGED = 4
 # Height in pixels at which outlines are drawn, before they are made small.
 _FINE = 256
-# What is counted right or wrong, in the order that a caption says it.
+# What is right or wrong, in the order in which it is shown.
 _KINDS = ('place', 'size', 'color', 'shape', 'all')
 _CIRCLE = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 _ARM = 0.32
@@ -270,5 +270,5 @@ def accuracies(
     for name, right in result.items():
       kinds[name.partition('_')[0]].append(right)
     kinds['all'].append(all(result.values()))
-  # No caption may say a size.
+  # Of captions without a size there is no share.
   return {name: float(np.mean(right)) for name, right in kinds.items() if right}
