@@ -221,9 +221,11 @@ def _read_shard(
   try:
     shard = json.loads(path_of(folder, number).read_text())
     found = About.of_json(shard['about'])
-    own = {name: shard[name] for name in ('records', 'broken', 'sha256')}
-    for name in ARRAYS:
-      own['sha256'][name]
+    own = dict(
+      records=shard['records'],
+      broken=shard['broken'],
+      sha256={name: shard['sha256'][name] for name in ARRAYS},
+    )
   except (OSError, ValueError, LookupError, TypeError, AttributeError):
     return None
   _check_same(folder, found, about)
