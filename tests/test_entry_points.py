@@ -76,6 +76,28 @@ def test_evaluate_gives_what_training_gave(workdir):
   assert 'examples     36\n' in text
 
 
+def test_evaluate_prints_what_it_found_whatever_comes_of_the_report(
+  workdir, tmp_path, monkeypatch
+):
+  where = 'captions:file where group~^[/a], name~[a-f]'
+  monkeypatch.setitem(
+    evaluate._TASKS, 'metrics', lambda *unused: ({'found': 0.5}, {}, where)
+  )
+  arguments = f'--workdir={workdir}', f'--report={tmp_path / "report.md"}'
+  text = call(evaluate.main, *arguments)
+  assert text == f'step 40 on {where}\n  found        0.5000\n'
+  assert (tmp_path / 'report.md').read_text().startswith('# Evaluation')
+
+  def full(*unused):
+    raise OSError('No space left on device')
+
+  monkeypatch.setattr(evaluate, '_write_report', full)
+  console = Console(file=io.StringIO(), width=80)
+  with pytest.raises(OSError, match='No space'):
+    evaluate.main([*arguments], console)
+  assert console.file.getvalue() == text
+
+
 def test_predict_prints_names_and_probabilities(workdir, tmp_path):
   for name in ('one.png', 'two.jpg'):
     Image.new('L', (8, 8), 100).save(tmp_path / name)
@@ -292,6 +314,17 @@ REFUSED = [
   (predict.main, ('x.png', '--top=0'), 'prints nothing'),
   (predict.main, ('x.png', '--tpo=a b'), "Did you mean '--top'"),
   (evaluate.main, ('--workdir=nowhere', '--step=last'), 'neither a number'),
+  # Before anything is opened.
+  (
+    evaluate.main,
+    ('--workdir=nowhere', '--report=none/x.md'),
+    '--report=none/x.md cannot be written: No such file',
+  ),
+  (
+    evaluate.main,
+    ('--workdir=nowhere', f'--report={DIGITS.parent}'),
+    'cannot be written: Is a directory. Name a file',
+  ),
 ]
 
 
@@ -322,7 +355,7 @@ def test_overrides_that_a_finished_run_refuses(workdir, override, message):
 @pytest.mark.parametrize(
   'raised,code,message',
   [
-    (config.ConfigError('wrong [key]'), 2, 'error: wrong [key]'),
+    (config.ConfigError('wrong [key] :x:'), 2, 'error: wrong [key] :x:'),
     (command_line.TrainingError('not finite'), 3, 'error: not finite'),
     (command_line.BrokenDataError('7 of 9'), 3, 'error: 7 of 9'),
     (command_line.CheckpointError('torn'), 3, 'error: torn'),
@@ -333,6 +366,7 @@ def test_overrides_that_a_finished_run_refuses(workdir, override, message):
 )
 def test_exit_codes(raised, code, message, monkeypatch, capsys):
   def main(arguments, console):
+    console.print(':x:')
     if raised:
       raise raised
 
@@ -340,4 +374,6 @@ def test_exit_codes(raised, code, message, monkeypatch, capsys):
   with pytest.raises(SystemExit) as ended:
     command_line.run(main)
   assert ended.value.code == code
-  assert message in capsys.readouterr().err
+  said = capsys.readouterr()
+  # No emoji is made of it, which may be in the name of a file.
+  assert said.out == ':x:\n' and message in said.err

@@ -118,12 +118,15 @@ def test_a_run_that_fails_does_not_stop_the_others(grid, stand_in, tmp_path):
 def test_table_of_runs_that_are_not_there_yet(grid, tmp_path):
   text = call(*grid('0.1,0.2'), '--table')
   assert text.count('not started') == 2
-  for name in ('learning_rate=0.1', 'other'):
-    other = tmp_path / 'sweep' / name
-    other.mkdir()
+  # What looks like markup is shown as it is.
+  workdir = tmp_path / '[' / 'bold]'
+  for name in ('learning_rate=0.1', 'other[a]'):
+    other = workdir / name
+    other.mkdir(parents=True)
     (other / 'config.json').write_text(json.dumps(dict(batch_size=32)))
-  text = call('--table', f'--workdir={tmp_path / "sweep"}')
-  assert 'other' in text and '0.1' in text and 'not finished' in text
+  text = call('--table', f'--workdir={workdir}')
+  assert 'other[a]' in text and '0.1' in text and 'not finished' in text
+  assert f'Written to {workdir}/sweep.csv.' in text
 
 
 def test_asked_to_stop_it_lets_the_run_save_and_starts_no_other(

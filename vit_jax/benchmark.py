@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
     raise config.ConfigError(
       f'--repeats={known.repeats} measures nothing: use 1 or more.'
     )
-  _check_writable(known.json)
+  command_line.check_writable('--json', known.json)
   resolved = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
   # Speed of step and inference does not need the data itself.
   run = run_lib.prepare(resolved, planned='data' not in chosen)
@@ -79,22 +79,6 @@ def _to_first_step(ready: float, step: dict[str, float]) -> float:
   the first batch, which training does meanwhile.
   """
   return ready + step['initialisation, s'] + step['first step, s']
-
-
-def _check_writable(path: pathlib.Path | None) -> None:
-  """Raises ConfigError now, if the file could not be written at the end."""
-  if path is None:
-    return
-  new = not path.exists()
-  try:
-    with path.open('a'):
-      pass
-  except OSError as error:
-    raise config.ConfigError(
-      f'--json={path} cannot be written: {error.strerror}.'
-    ) from error
-  if new:
-    path.unlink()
 
 
 if __name__ == '__main__':

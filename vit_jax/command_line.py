@@ -290,6 +290,29 @@ def given(
   return {name for name, value in found.items() if value is not nothing}
 
 
+def check_writable(option: str, path: pathlib.Path | None) -> None:
+  """Raises ConfigError now, if a file could not be written at the end.
+
+  Args:
+    option: that names the file.
+    path: of the file; None where none was asked for.
+  """
+  if path is None:
+    return
+  # A link to nothing is not ours to remove.
+  new = not os.path.lexists(path)
+  try:
+    with path.open('a'):
+      pass
+  except OSError as error:
+    raise ConfigError(
+      f'{option}={path} cannot be written: {error.strerror}. Name a file in a '
+      'folder that exists and that you may write to.'
+    ) from error
+  if new:
+    path.unlink()
+
+
 def tell_broken(console: Console) -> Callable[[str, str], None]:
   """Returns what prints the name of a broken record, and what is wrong."""
 
@@ -298,6 +321,11 @@ def tell_broken(console: Console) -> Callable[[str, str], None]:
     console.print(text, highlight=False, markup=False)
 
   return say
+
+
+def make_console(stderr: bool = False) -> Console:
+  """Returns what prints a text as it is, such as `:smile:` in a file name."""
+  return Console(stderr=stderr, soft_wrap=True, emoji=False)
 
 
 def required(workdir: str | None) -> epath.Path:
@@ -312,8 +340,7 @@ def required(workdir: str | None) -> epath.Path:
 
 def run(main: Callable[[Sequence[str], Console], None]) -> None:
   """Calls `main` with the arguments; ends the process with its exit code."""
-  console = Console(soft_wrap=True)
-  errors = Console(stderr=True, soft_wrap=True)
+  console, errors = make_console(), make_console(stderr=True)
   code = DONE
   try:
     main(sys.argv[1:], console)

@@ -73,12 +73,13 @@ def main(arguments: Sequence[str], console: Console) -> None:
       f'--baseline is a row beside retrieval, but --tasks={known.tasks}: add '
       'retrieval, or leave it out.'
     )
+  command_line.check_writable('--report', known.report)
   model = command_line.open_model(known, overrides)
   if known.random:
     fresh = trained.fresh_variables(model)
     model = dataclasses.replace(model, variables=fresh, step=0)
   # Nothing but JSON goes where JSON is expected.
-  notes = Console(stderr=True, soft_wrap=True) if known.json else console
+  notes = command_line.make_console(stderr=True) if known.json else console
   trained.fit_batches(model)
   scorer = scoring.Scorer(
     model.task, model.config, model.mesh, command_line.tell_broken(notes)
@@ -91,18 +92,20 @@ def main(arguments: Sequence[str], console: Console) -> None:
       data[where] = None
       for kind, rows in results.items():
         tables.setdefault(kind, {}).update(rows)
-  if known.report:
-    _write_report(known.report, model, tables)
   if known.json:
     print(json.dumps({'step': model.step, **figures}))
   else:
-    console.print(f'step {model.step:,} on {" and ".join(data)}')
+    heading = f'step {model.step:,} on {" and ".join(data)}'
+    console.print(heading, highlight=False, markup=False)
     width = max(12, *map(len, figures))
     for name, value in figures.items():
       shown = f'{value:,}' if isinstance(value, int) else f'{value:.4f}'
       console.print(f'  {name:<{width}} {shown}')
   for text in tables.get('facts', {}).values():
     notes.print(text, highlight=False, markup=False)
+  # Last, so that figures are seen even if the disk is full by now.
+  if known.report:
+    _write_report(known.report, model, tables)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
     model.config.eval.few_shot, **_given(known)
   )
   # Nothing but JSON goes where JSON is expected.
-  notes = Console(stderr=True, soft_wrap=True) if known.json else console
+  notes = command_line.make_console(stderr=True) if known.json else console
   variables = {'trained': model.variables}
   if known.random:
     variables['random'] = trained.fresh_variables(model)

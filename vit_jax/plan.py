@@ -59,7 +59,8 @@ def main(arguments: Sequence[str], console: Console) -> None:
   )
   known, overrides = command_line.split(options, arguments)
   make = _mode(known)
-  _check_files(known)
+  command_line.check_writable('--json', known.json)
+  command_line.check_writable('--plot', known.plot)
   written = make(known, overrides, console)
   if known.json:
     known.json.write_text(json.dumps(written, indent=2) + '\n')
@@ -87,15 +88,6 @@ def _mode(known: argparse.Namespace) -> Mode:
   if known.compare:
     return _compare
   return _SWEEPS[known.sweep] if known.sweep else _one
-
-
-def _check_files(known: argparse.Namespace) -> None:
-  """Raises ConfigError now, if a file could not be written at the end."""
-  for path in filter(None, (known.json, known.plot)):
-    if path.is_dir() or not path.parent.is_dir():
-      raise config.ConfigError(
-        f'{path} cannot be written: it must be a file in a folder that exists.'
-      )
 
 
 @contextlib.contextmanager

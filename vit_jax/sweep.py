@@ -178,7 +178,8 @@ def _run(commands: dict[str, list[str]], console: Console) -> dict[str, str]:
   status = {}
   with loop.stop_requests() as stop:
     for number, (name, command) in enumerate(commands.items(), 1):
-      console.print(f'run {number} of {len(commands)}: {name}', highlight=False)
+      text = f'run {number} of {len(commands)}: {name}'
+      console.print(text, highlight=False, markup=False)
       code = _wait([sys.executable, *command[1:]], stop)
       if stop():
         raise SystemExit(command_line.PREEMPTED)
@@ -271,8 +272,10 @@ def _show(
   writer.writeheader()
   writer.writerows({**row, 'metric': metric} for row in rows)
   whole_files.write(path, text.getvalue())
-  console.print(_table(metric, columns, rows))
-  console.print(f'Written to {path}.', highlight=False, soft_wrap=True)
+  # What folders are called may look like markup.
+  console.print(_table(metric, columns, rows), markup=False)
+  written = f'Written to {path}.'
+  console.print(written, soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(
