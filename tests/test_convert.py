@@ -6,10 +6,12 @@ import pathlib
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from vit_jax import config, convert, released, train
 from vit_jax.training import rules, saved
+from vit_jax.training.build import Known
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
@@ -58,6 +60,23 @@ def test_inspect_shows_the_tensors_of_what_it_cannot_read(tmp_path, capsys):
     convert.main(['--inspect', str(tmp_path / 'x.npz')], console)
   text = console.file.getvalue()
   assert 'some[/bold]/name' in text and '2 x 3' in text and 'float64' in text
+
+
+def test_inspect_shows_the_tensors_of_a_run_without_released_format(
+  tmp_path, monkeypatch
+):
+  settings = ConfigDict(
+    dict(model=dict(name='dalle'), data=dict(test=dict(preprocess='')))
+  )
+  params = {'decoder': {'kernel': np.ones((2, 3), np.float32)}}
+  known = Known((), (8, 8, 3))
+  run = saved.Saved(tmp_path, settings, params, {}, known, True, 1)
+  monkeypatch.setattr(saved, 'read', lambda *unused, **others: run)
+  (tmp_path / 'checkpoints').mkdir()
+  console = Console(file=io.StringIO(), width=80)
+  with pytest.raises(config.ConfigError, match="No released.*model 'dalle'"):
+    convert.main(['--inspect', str(tmp_path)], console)
+  assert 'decoder/kernel' in console.file.getvalue()
 
 
 def test_converts_to_another_dialect_and_back(tmp_path):
@@ -130,6 +149,12 @@ def test_a_discrete_vae_is_written_as_safetensors(
   assert again.model == found.model
   with pytest.raises(config.ConfigError, match='of discrete_vae: openai'):
     call(convert.main, tmp_path, tmp_path / 'x.npz', '--dialect=mixer')
+  found.model['groups'] = 1
+  with pytest.raises(config.ConfigError) as caught:
+    call(convert.main, tmp_path, tmp_path / 'y.safetensors')
+  message = str(caught.value)
+  assert 'groups is 1, can be 4' in message
+  assert message.endswith('There is no other dialect for a discrete_vae.')
 
 
 TOKEN = GOLDENS / 'vit_token.npz'
@@ -143,7 +168,10 @@ REFUSED = [
   ((TOKEN, 'x.safetensors'), r'a vit is written to a file that ends in \.npz'),
   ((TOKEN, 'x'), 'representation_size is 40, can be 0'),
   (('none.npz', 'x.npz'), 'No such file'),
-  ((GOLDENS / 'vit_sincos2d.npz', 'x', '--grid=4x6'), 'cannot express'),
+  (
+    (GOLDENS / 'vit_sincos2d.npz', 'x', '--grid=4x6'),
+    r'cannot express(.|\n)* Try --dialect=google or big_vision\.',
+  ),
 ]
 
 

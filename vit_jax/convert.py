@@ -79,13 +79,23 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
   return known
 
 
-def _read(source: pathlib.Path, known: argparse.Namespace) -> released.Released:
-  """Reads a released checkpoint, or the workdir of a run."""
+def _read_run(
+  source: pathlib.Path, known: argparse.Namespace
+) -> saved.Saved | None:
+  """Reads the workdir of a run; None if it is none."""
   if not (source / 'checkpoints').is_dir():
-    return released.read(source, grid=known.grid, told=saved.told(known))
+    return None
   if known.grid:
     raise ConfigError(f'--grid is not for runs: {source} knows its own.')
-  run = saved.read(source, told=saved.told(known))
+  return saved.read(source, told=saved.told(known))
+
+
+def _read(
+  source: pathlib.Path, known: argparse.Namespace, run: saved.Saved | None
+) -> released.Released:
+  """Reads a released checkpoint, or describes a run in its place."""
+  if run is None:
+    return released.read(source, grid=known.grid, told=saved.told(known))
   return released.of_parameters(
     rules.by_path(run.params),
     model=run.config.model.to_dict(),
@@ -99,7 +109,7 @@ def _convert(
   source: pathlib.Path, known: argparse.Namespace, console: Console
 ) -> None:
   target = pathlib.Path(known.target)
-  checkpoint = _read(source, known)
+  checkpoint = _read(source, known, _read_run(source, known))
   dialect = known.dialect or _default_dialect(checkpoint, target)
   wanted = _SUFFIXES.get(dialect, '.npz')
   is_file = target.suffix in ('.npz', '.safetensors')
@@ -109,10 +119,27 @@ def _convert(
       + (f'a file that ends in {wanted}' if wanted else 'a folder')
       + f', which {target} is not by its name.'
     )
-  notes = released.write(target, checkpoint, dialect, overwrite=known.overwrite)
+  try:
+    notes = released.write(
+      target, checkpoint, dialect, overwrite=known.overwrite
+    )
+  except released.ReleasedError as error:
+    hint = _other_dialects(checkpoint.model['name'], dialect)
+    raise ConfigError(f'{error}{hint}') from error
   console.print(_summary(source, checkpoint))
   for line in (f'Wrote {target} in the dialect {dialect!r}.', *notes):
     console.print(line, highlight=False, markup=False)
+
+
+def _other_dialects(name: str, dialect: str) -> str:
+  """Returns what to try where a dialect cannot express a model."""
+  possible = released.dialects_of(name)
+  if dialect not in possible:
+    return ''  # Then the error says which can.
+  others = [other for other in possible if other != dialect]
+  if not others:
+    return f' There is no other dialect for a {name}.'
+  return f' Try --dialect={" or ".join(others)}.'
 
 
 def _default_dialect(
@@ -137,17 +164,19 @@ def _default_dialect(
 def _inspect(
   source: pathlib.Path, known: argparse.Namespace, console: Console
 ) -> None:
-  """Prints what a checkpoint holds: as far as possible, of any .npz."""
-  is_run = (source / 'checkpoints').is_dir()
+  """Prints what a checkpoint holds: as far as possible, of any .npz or run."""
+  run = _read_run(source, known)
   checkpoint, error = None, None
   try:
-    checkpoint = _read(source, known)
+    checkpoint = _read(source, known, run)
   except released.ReleasedError as caught:
     error = caught
+  if run is None:
+    tensors = released.tensors(source)
+  else:
+    tensors = checkpoint.params if checkpoint else rules.by_path(run.params)
   # First the long table, so that the summary is what remains to be seen.
-  console.print(
-    _tensors(checkpoint.params if is_run else released.tensors(source))
-  )
+  console.print(_tensors(tensors))
   if error:
     raise error
   console.print(_summary(source, checkpoint))

@@ -69,7 +69,7 @@ def require(model: Mapping[str, Any], dialect: str, **allowed: Any) -> None:
       f'The dialect {dialect!r} cannot express this model:\n'
       + '\n'.join(wrong)
       + '\nIts files hold nothing that would say so, and whoever reads one '
-      'would compute something else. Choose another dialect.'
+      'would compute something else.'
     )
 
 
