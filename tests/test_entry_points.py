@@ -15,7 +15,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vit_jax import benchmark, command_line, config, evaluate, predict, train
+from vit_jax import (
+  benchmark,
+  command_line,
+  config,
+  evaluate,
+  evaluate_options,
+  predict,
+  train,
+)
 from vit_jax.training import saved, speed, trained
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
@@ -96,6 +104,18 @@ def test_evaluate_prints_what_it_found_whatever_comes_of_the_report(
   with pytest.raises(OSError, match='No space'):
     evaluate.main([*arguments], console)
   assert console.file.getvalue() == text
+
+
+def test_evaluate_knows_what_reads_each_option():
+  read_by = evaluate_options.READ_BY
+  assert {*itertools.chain(*read_by.values())} == evaluate._TASKS.keys() - {
+    'metrics'
+  }
+  model = command_line.parser('', '')
+  command_line.add_model(model)
+  of_all = {'tasks', 'random', 'report', 'json', *vars(model.parse_args([]))}
+  options = vars(evaluate_options.parser('').parse_args([]))
+  assert options.keys() == of_all | read_by.keys()
 
 
 def test_predict_prints_names_and_probabilities(workdir, tmp_path):
@@ -324,6 +344,22 @@ REFUSED = [
     evaluate.main,
     ('--workdir=nowhere', f'--report={DIGITS.parent}'),
     'cannot be written: Is a directory. Name a file',
+  ),
+  # Though it is the default.
+  (
+    evaluate.main,
+    ('--workdir=nowhere', '--seed=0'),
+    '--seed is read only by generation, but --tasks=metrics is run',
+  ),
+  (
+    evaluate.main,
+    ('--workdir=nowhere', '--tasks=generation,metrics', '--prompts=cifar10'),
+    '--prompts is read only by zero_shot, robustness, but --tasks=gen',
+  ),
+  (
+    evaluate.main,
+    ('--workdir=nowhere', '--tasks=metrics,few_shot', '--feature=pooled'),
+    'no run in nowhere',
   ),
 ]
 

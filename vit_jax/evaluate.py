@@ -37,7 +37,7 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from vit_jax import command_line
+from vit_jax import command_line, evaluate_options
 from vit_jax.config import ConfigError, did_you_mean
 from vit_jax.evaluation import (
   corruptions,
@@ -46,7 +46,6 @@ from vit_jax.evaluation import (
   linear_probe,
   markdown_report,
   mean_metrics,
-  prompts,
   retrieval,
   zero_shot,
 )
@@ -66,13 +65,10 @@ from vit_jax.training import (
 
 def main(arguments: Sequence[str], console: Console) -> None:
   """Prints the scores; `--report` writes them as a page of Markdown."""
-  known, overrides = command_line.split(_parser(), arguments)
+  options = evaluate_options.parser(__doc__)
+  known, overrides = command_line.split(options, arguments)
   names = _chosen(known.tasks)
-  if known.baseline and 'retrieval' not in names:
-    raise ConfigError(
-      f'--baseline is a row beside retrieval, but --tasks={known.tasks}: add '
-      'retrieval, or leave it out.'
-    )
+  evaluate_options.check_read(command_line.given(options, arguments), names)
   command_line.check_writable('--report', known.report)
   model = command_line.open_model(known, overrides)
   if known.random:
@@ -106,70 +102,6 @@ def main(arguments: Sequence[str], console: Console) -> None:
   # Last, so that figures are seen even if the disk is full by now.
   if known.report:
     _write_report(known.report, model, tables)
-
-
-def _parser() -> argparse.ArgumentParser:
-  options = command_line.parser(__doc__, 'vit_jax.evaluate')
-  options.formatter_class = argparse.RawDescriptionHelpFormatter
-  command_line.add_model(options)
-  options.add_argument(
-    '--tasks', default='metrics', help='of those above, with commas'
-  )
-  options.add_argument(
-    '--captions',
-    choices=('first', 'all'),
-    default='all',
-    help='of each image, for retrieval',
-  )
-  options.add_argument(
-    '--baseline',
-    action='store_true',
-    help='beside retrieval, what n-grams learn of colours in the training data',
-  )
-  options.add_argument('--source', help="labels, such as 'folder:DIR'")
-  options.add_argument(
-    '--train-source', help='of linear_probe, where it is another one'
-  )
-  options.add_argument('--train-split', help="'train' by default")
-  options.add_argument('--test-split', help="'test' by default")
-  options.add_argument(
-    '--prompts',
-    help='of zero_shot: a JSON file or one of '
-    f'{", ".join(prompts.known())}; names of classes by default',
-  )
-  options.add_argument(
-    '--variants',
-    help=f'of robustness, with commas: {", ".join(imagenet_variants.VARIANTS)}',
-  )
-  options.add_argument(
-    '--feature', help='of linear_probe and few_shot; pooled by default'
-  )
-  options.add_argument(
-    '--count', type=int, default=1000, help='of captions, for generation'
-  )
-  options.add_argument(
-    '--best-of', type=int, default=1, help='pictures of each that --clip ranks'
-  )
-  options.add_argument(
-    '--clip', help='run or released checkpoint of a CLIP, for generation'
-  )
-  options.add_argument(
-    '--network',
-    help='workdir or released checkpoint whose features compare pictures, for '
-    'generation: a classifier, a CLIP, or the Inception-v3 of FID',
-  )
-  options.add_argument(
-    '--seed', type=int, default=0, help='of generation; 0 by default'
-  )
-  command_line.add_sampling(options)
-  options.add_argument(
-    '--random', action='store_true', help='score fresh parameters instead'
-  )
-  options.add_argument(
-    '--report', type=pathlib.Path, help='Markdown file to write'
-  )
-  options.add_argument('--json', action='store_true', help='print JSON')
-  return options
 
 
 def _chosen(text: str) -> list[str]:

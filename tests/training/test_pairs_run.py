@@ -286,7 +286,7 @@ def test_it_is_evaluated_by_its_own_words(workdir, tmp_path, monkeypatch):
   assert re.search(rf'\| similarity +\| +{similarity} \|', page)
   with pytest.raises(ConfigError, match="--source='field:NAME:shapes"):
     call(evaluate.main, f'--workdir={workdir}', '--tasks=zero_shot')
-  with pytest.raises(ConfigError, match='a row beside retrieval'):
+  with pytest.raises(ConfigError, match='--baseline is read only by retrieval'):
     call(evaluate.main, f'--workdir={workdir}', '--baseline')
   with pytest.raises(ConfigError, match='not measured'):
     call(evaluate.main, f'--workdir={workdir}', '--tasks=retrival')
