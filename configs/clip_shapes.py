@@ -9,7 +9,7 @@ shape are only in the test set.
 Expected: of the 144 test scenes, whose pairs of colour and shape were never
 trained on, all find their own caption first, and all captions their picture;
 after 1,000 of the steps 99 % (one run, seed 0).
-Cost: 0.14 GFLOP a pair; 14 minutes of one core.
+Cost: 0.14 GFLOP a pair; 14 to 18 minutes of one core.
 """
 
 from ml_collections import ConfigDict
