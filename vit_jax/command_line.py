@@ -324,8 +324,8 @@ def tell_broken(console: Console) -> Callable[[str, str], None]:
 
 
 def make_console(stderr: bool = False) -> Console:
-  """Returns what prints a text as it is, such as `:smile:` in a file name."""
-  return Console(stderr=stderr, soft_wrap=True, emoji=False)
+  """Returns what prints texts as they are, with `[a-f]` or `:smile:` in them."""
+  return Console(stderr=stderr, soft_wrap=True, markup=False, emoji=False)
 
 
 def required(workdir: str | None) -> epath.Path:

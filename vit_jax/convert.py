@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vit_jax import command_line, released
@@ -199,15 +198,15 @@ def _tensors(tensors: Mapping[str, np.ndarray]) -> Table:
       continue
     shown.add(row)
     if block != group and star:
-      table.add_row(escape(f'{block}*/, {times[name]} times'), '', '')
+      table.add_row(f'{block}*/, {times[name]} times', '', '')
     group = block
-    table.add_row(escape(f'  {rest}' if star else name), *row[1:])
+    table.add_row(f'  {rest}' if star else name, *row[1:])
   return table
 
 
 def _summary(source: pathlib.Path, checkpoint: released.Released) -> Table:
   table = Table(
-    title=escape(str(source)),
+    title=str(source),
     box=box.SIMPLE,
     title_justify='left',
     show_header=False,
@@ -225,9 +224,9 @@ def _summary(source: pathlib.Path, checkpoint: released.Released) -> Table:
   table.add_row('classes', f'{checkpoint.num_classes:,}')
   for field in ('class_names', 'grid', 'image_shape', 'preprocess'):
     value = getattr(checkpoint, field)
-    table.add_row(field.replace('_', ' '), escape(_shown(value)))
+    table.add_row(field.replace('_', ' '), _shown(value))
   for note in checkpoint.notes:
-    table.add_row('note', escape(note))
+    table.add_row('note', note)
   return table
 
 
