@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from vit_jax import config, convert, released, train
+from vit_jax import command_line, config, convert, released, train
 from vit_jax.training import rules, saved
 from vit_jax.training.build import Known
 
@@ -55,10 +55,11 @@ def test_inspect_says_what_a_file_is():
 
 def test_inspect_shows_the_tensors_of_what_it_cannot_read(tmp_path, capsys):
   np.savez(tmp_path / 'x.npz', **{'some[/bold]/name': np.ones((2, 3))})
-  console = Console(file=io.StringIO(), width=80)
   with pytest.raises(config.ConfigError, match='no model that is known here'):
-    convert.main(['--inspect', str(tmp_path / 'x.npz')], console)
-  text = console.file.getvalue()
+    convert.main(
+      ['--inspect', str(tmp_path / 'x.npz')], command_line.make_console()
+    )
+  text = capsys.readouterr().out
   assert 'some[/bold]/name' in text and '2 x 3' in text and 'float64' in text
 
 

@@ -324,7 +324,7 @@ def tell_broken(console: Console) -> Callable[[str, str], None]:
 
 
 def make_console(stderr: bool = False) -> Console:
-  """Returns what prints texts as they are, with `[a-f]` or `:smile:` in them."""
+  """Returns what prints texts as they are, even `[a-f]` and `:smile:`."""
   return Console(stderr=stderr, soft_wrap=True, markup=False, emoji=False)
 
 
