@@ -49,8 +49,9 @@ class DallE(nn.Module):
 
   # Ids of text tokens; the model adds one for the padding of each place.
   text_vocabulary: int = 16_384
-  # Tokens of a text, padding included. With the start of the stream there is
-  # one more: 255 fill the tiles of a TPU where 256 do not.
+  # Tokens of a text, with the tokenizer's marks of its start and its end, and
+  # padding. With the start of the stream there is one more: 255 fill the tiles
+  # of a TPU where 256 do not.
   text_length: int = 256
   # Codes of the discrete VAE.
   image_vocabulary: int = 8192
