@@ -74,7 +74,7 @@ def run(tmp_path, vae, monkeypatch):
   """Returns a function from arguments to what the command prints."""
 
   def load(config):
-    return vae if config.task.image_codes else None
+    return vae if config.task.get('image_codes') else None
 
   monkeypatch.setattr(frozen, 'load', load)
   (tmp_path / 'config.py').write_text(FILE)
@@ -216,24 +216,24 @@ def test_crops_differ_and_do_not_depend_on_batches(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'override, message',
+  'override, identity, message',
   [
-    (RANDOM, r"prepared by 'value_range\(0, 1\)'"),
-    ('--config.data.text.aspect=2.0', 'aspect is 2.0.* chosen by None'),
-    ('--config.model.grid=(2, 8)', r'4 x 4 codes.*grid=\(4, 4\)'),
-    ('', 'another discrete VAE than that at somewhere'),
+    (RANDOM, 'abc', r"prepared by 'value_range\(0, 1\)'"),
+    ('--config.data.text.aspect=2.0', 'abc', 'aspect is 2.0.* chosen by None'),
+    ('--config.model.grid=(2, 8)', 'abc', r'4 x 4 codes.*grid=\(4, 4\)'),
+    # It would have a grid of its own as well.
+    ('--config.model.grid=(2, 8)', 'def', 'another discrete VAE than that at'),
+    ('--config.seed=1', 'def', 'another discrete VAE than that at somewhere'),
   ],
 )
 def test_codes_that_do_not_fit_are_refused(
-  run, tmp_path, vae, monkeypatch, override, message
+  run, tmp_path, vae, monkeypatch, override, identity, message
 ):
   run()
-  overrides = [override] if override else []
-  if not override:
-    other = frozen.Frozen(vae.task, vae.variables, {'identity': 'def'})
-    monkeypatch.setattr(frozen, 'load', lambda unused_config: other)
+  other = frozen.Frozen(vae.task, vae.variables, {'identity': identity})
+  monkeypatch.setattr(frozen, 'load', lambda unused_config: other)
   with pytest.raises(ConfigError, match=message):
-    run_lib.prepare(of_codes(tmp_path, *overrides))
+    run_lib.prepare(of_codes(tmp_path, override))
 
 
 def test_a_file_is_no_folder_to_write_to(run, tmp_path, monkeypatch):

@@ -138,7 +138,10 @@ def check_same_vae(config: Any, name: str, frozen: Any) -> None:
     name: 'train' or 'test'.
     frozen: the `vit_jax.training.frozen.Frozen` of the task; None without.
   """
-  if frozen and (found := about(config, name)) and found.vae != frozen.identity:
+  if config.task.name != 'text_to_image' or frozen is None:
+    return
+  found = about(config, name)
+  if found and found.vae != frozen.identity:
     raise ConfigError(
       f'config.data.{name}.source {config.data[name].source!r} has codes of '
       f'another discrete VAE than that at {config.task.image_codes}: encode '

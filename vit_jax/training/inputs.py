@@ -130,12 +130,15 @@ def _example_shape(
     ) from error
 
 
-def open_inputs(config: Any, planned: bool = False) -> Inputs:
+def open_inputs(
+  config: Any, planned: bool = False, frozen: Any = None
+) -> Inputs:
   """Opens the data of a run.
 
   Args:
     config: complete.
     planned: take `config.data.expected` for data that is not there.
+    frozen: the `vit_jax.training.frozen.Frozen` of the task; None without.
 
   Raises:
     ConfigError: the data is not there, or not as expected.
@@ -153,6 +156,9 @@ def open_inputs(config: Any, planned: bool = False) -> Inputs:
       config,
       {name: records.open_transform(config, name, None) for name in names},
     )
+  for name in names:
+    # First, since another discrete VAE explains whatever else does not fit.
+    image_codes.check_same_vae(config, name, frozen)
   source = {name: records.open_split(config, name) for name in names}
   words = None
   if reads == 'captions':

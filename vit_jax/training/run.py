@@ -194,9 +194,9 @@ def prepare(
   checks.check_wandb(config.wandb)
   # Data is opened only if the batches can be split.
   checks.check_batches(config, mesh_lib.make(config.mesh, devices))
-  inputs = inputs_lib.open_inputs(config, planned)
-  total, schedule = _schedule(config, inputs)
   frozen = frozen_lib.load(config)
+  inputs = inputs_lib.open_inputs(config, planned, frozen)
+  total, schedule = _schedule(config, inputs)
   if not planned:
     for name in ('train', 'test'):
       image_codes.check_readable(config, name, frozen)
@@ -204,8 +204,6 @@ def prepare(
     image_codes.check_vectors(config, frozen)
   if not inputs.planned:
     frozen_lib.check_classes(config, frozen, inputs.known.class_names)
-    for name in ('train', 'test'):
-      image_codes.check_same_vae(config, name, frozen)
   make_task = functools.partial(
     build.make_task,
     known=inputs.known,
