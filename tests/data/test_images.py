@@ -220,6 +220,14 @@ def test_square_crop_is_that_of_the_paper():
   assert min(middles) < 27 and max(middles) > 72
   # It is never enlarged: the scaled square has 60 pixels at most.
   assert min(np.ptp(anywhere(image, rng)[..., 0]) for _ in range(99)) >= 38
+  # Nor up to the smallest side: every pixel of a crop is one of the image.
+  for _ in range(9):
+    out = square_crop.square_crop(40, 70, 90)(image, rng)
+    top, left = out[0, 0, :2]
+    np.testing.assert_array_equal(out, image[top : top + 40, left : left + 40])
+  # Only what has fewer pixels than the crop is, and then to all of that.
+  out = square_crop.square_crop(80, 90, 99)(image, rng)
+  assert out.shape == (80, 80, 3) and np.ptp(out[..., 0]) == 59
   for sizes in ((40, 30, 50), (40, 50, 45), (40, 40, 50, 0.6, 0.4)):
     with pytest.raises(ValueError, match='expected'):
       square_crop.square_crop(*sizes)

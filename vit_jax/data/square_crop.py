@@ -16,8 +16,9 @@ def square_crop(
   """Cuts out a large square, scales it, and cuts `size` out of that.
 
   The square is as large as the image allows. Its scaled side is drawn evenly
-  from `least` to `most`, or to the side that it has if that is less. Source:
-  Ramesh et al., arXiv:2102.12092, listings 1 and 2.
+  from `least` to `most`, each of them no more than the side that it has: only a
+  square smaller than `size` is enlarged, to that. Source: Ramesh et al.,
+  arXiv:2102.12092, listings 1 and 2.
 
   Args:
     size: Height and width of the output.
@@ -45,7 +46,8 @@ def square_crop(
       round((length - side) * (low + rng.random() * (high - low)))
       for length in image.shape[:2]
     )
-    scaled_side = int(rng.integers(least, max(least, min(most, side)) + 1))
+    largest = max(size, min(most, side))
+    scaled_side = int(rng.integers(min(least, largest), largest + 1))
     square = image[top : top + side, left : left + side]
     scaled = scaling.scale(square, (scaled_side, scaled_side), method)
     top, left = rng.integers(scaled_side - size + 1, size=2)
