@@ -292,6 +292,26 @@ def test_pictures_do_not_depend_on_others(model):
   assert not np.array_equal(other, images[0])
 
 
+def test_pictures_of_one_text_are_spread_over_devices(model):
+  sampler, seen = Sampler(model), []
+
+  def draw(unused_variables, tokens, keys, *unused):
+    seen.append((tokens, keys))
+    return np.zeros((*keys.shape, 1, 1, 3))
+
+  sampler._draw = draw
+  wanted = [Wanted('one', 0, number) for number in range(16)]
+  assert len([*sampler.draw(wanted, 3, decoding.Sampling())]) == 16
+  ((tokens, keys),) = seen
+  assert keys.shape == (8, 2) and tokens.shape == (8, 8)
+  shards = keys.addressable_shards
+  assert len({shard.device for shard in shards}) == 8
+  # Each device draws pictures of its own, not those of another once more.
+  drawn = [jax.random.key_data(shard.data) for shard in shards]
+  assert {part.shape for part in drawn} == {(1, 2, 2)}
+  assert len(np.unique(np.concatenate(drawn).reshape(16, 2), axis=0)) == 16
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
