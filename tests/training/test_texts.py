@@ -10,12 +10,14 @@ import tarfile
 import types
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from vit_jax import config as config_lib
 from vit_jax.config import ConfigError
+from vit_jax.data.tokenizer import Tokenizer, train_merges
 from vit_jax.training import inputs, records, schema, summary, texts
 from vit_jax.training import mesh as mesh_lib
 from vit_jax.training import run as run_lib
@@ -82,6 +84,23 @@ def test_what_the_rules_refuse_is_not_trained_on(captioned, rule, dropped):
   assert found.train_examples == 6 - sum(dropped.values())
   for source in found.source.values():
     assert len(source) == found.train_examples
+
+
+def test_merges_are_left_out_of_training_alone(captioned):
+  """Whatever random numbers a test is given."""
+  words = Tokenizer(train_merges(['a red fox'], 600), 16)
+
+  def tokens(name, dropout):
+    settings = with_captions(captioned, f'data.text.bpe_dropout={dropout}')
+    process = records.open_transform(settings, name, words)
+    record = {'image': np.zeros((16, 16, 3), np.uint8), 'texts': ('a red fox',)}
+    return process(record, np.random.default_rng(0))['text'].tolist()
+
+  whole = tokens('train', 0.0)
+  assert tokens('test', 1.0) == tokens('test', 0.0) == whole
+  # Three words of seven letters.
+  letters = tokens('train', 1.0)
+  assert np.count_nonzero(letters) - np.count_nonzero(whole) == 7 - 3
 
 
 class Looked(Exception):
