@@ -9,7 +9,8 @@ Both have width 256, 8 layers of 8 heads, 64 text tokens and 16 x 16 codes of
 8,192, MLPs of as many products (theirs has a gate), and draw from the likelier
 half of the codes. Theirs is driven by hand so that its cache is used, and, with
 one image, by its public `generate_images`, which does not use it. Prints CPU
-seconds of a call without compilation, the least of all rounds, and ratios.
+seconds of a call without compilation, the least of all rounds, and ratios;
+fails if one of these is below what AT_LEAST promises.
 """
 
 import json
@@ -19,6 +20,8 @@ import time
 import types
 
 IMAGES = (1, 32)
+# How many times as fast this code is, by name of the call.
+AT_LEAST = {'1': 3, '32': 3, 'public': 20}
 WIDTH, DEPTH, HEADS, TEXT, SIDE, WORDS, CODES = 256, 8, 8, 64, 16, 10_000, 8192
 
 
@@ -112,7 +115,7 @@ def serve(side):
 
 
 def main(rounds):
-  """Lets both take turns, and prints the least of each."""
+  """Lets both take turns, prints the least of each, and judges the ratios."""
   servers = {
     side: subprocess.Popen(
       [sys.executable, __file__, side],
@@ -130,19 +133,28 @@ def main(rounds):
     print(name, file=servers[side].stdin, flush=True)
     return json.loads(servers[side].stdout.readline())
 
+  ratios = {}
   for name, ours in [(str(n), str(n)) for n in IMAGES] + [('public', '1')]:
     both = [
       (seconds('ours', ours), seconds('theirs', name)) for _ in range(rounds)
     ]
     least = [min(side) for side in zip(*both)]
+    ratios[name] = least[1] / least[0]
     print(
       f'{name}: {least[0]:.2f} CPU seconds here, {least[1]:.2f} in '
-      f'DALLE-pytorch, ratio {least[1] / least[0]:.2f}',
+      f'DALLE-pytorch, ratio {ratios[name]:.2f}',
       flush=True,
     )
   for server in servers.values():
     server.stdin.close()
     server.wait()
+  short = [
+    f'{name}: ratio {ratios[name]:.2f}, expected {factor} or more'
+    for name, factor in AT_LEAST.items()
+    if not ratios[name] >= factor
+  ]
+  if short:
+    sys.exit('Too slow. ' + '; '.join(short))
 
 
 if __name__ == '__main__':
