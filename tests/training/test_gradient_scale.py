@@ -128,6 +128,40 @@ def test_a_step_that_overflows_is_left_out(accumulate, exchanged):
   assert np.abs(taken.params['start'] - state.params['start']).max() > 1e-4
 
 
+def test_scales_stay_within_the_limits_of_the_paper():
+  # 128 replicas.
+  smallest, largest = 128 * 2.0**7, 128 * 2.0**24
+  assert gradient_scale.START == 128 * 2.0**13
+  before = {'scale': jnp.array([smallest, smallest * 1.2, largest])}
+  finite = gradient_scale.updated(before, {'scale': jnp.zeros(3)})
+  np.testing.assert_allclose(
+    finite['scale'] / before['scale'], [2**0.001, 2**0.001, 1], rtol=1e-6
+  )
+  assert not gradient_scale.shrank(before, finite)
+  overflown = gradient_scale.updated(before, {'scale': jnp.ones(3)})
+  np.testing.assert_allclose(
+    overflown['scale'], [smallest, smallest, largest / np.sqrt(2)], rtol=1e-6
+  )
+  for one in range(3):
+    assert gradient_scale.shrank(before['scale'][one], overflown['scale'][one])
+
+
+def test_a_step_that_overflows_at_the_smallest_scale_is_left_out():
+  task, tx = Task(jnp.float16, scan=True), optax.sgd(1e-3)
+  state = state_lib.create(task.init(), tx, KEY, average=False)
+  smallest = jax.tree.map(
+    lambda x: jnp.full_like(x, gradient_scale.SMALLEST), state.others
+  )
+  state = state.replace(others=smallest)
+  step = jax.jit(step_lib.make_train_step(task, tx, settings()))
+  with jax.set_mesh(mesh.make(mesh.Settings(), jax.devices()[:1])):
+    after, metrics = step(state, {**BATCH, 'factor': np.full(8, 1e9)})
+  assert metrics['skipped'] == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+  scales = np.concatenate(jax.tree.leaves(after.others))
+  assert scales.min() == gradient_scale.SMALLEST
+
+
 def test_only_models_with_scales_learn_in_float16(tiny):
   config = tiny('precision.compute=float16')
   checks.check_precision(config, {'params': {}, 'gradient_scale': {}})

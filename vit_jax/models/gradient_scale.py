@@ -22,9 +22,10 @@ Array = jax.Array
 
 # Of variables: a factor for each branch.
 COLLECTION = 'gradient_scale'
-# The paper's, for the 128 replicas of its batches of 1,024; not its pause
-# between two times that a factor shrinks.
-START, LARGEST = 2.0**20, 2.0**31
+# The paper's, for the 128 replicas of its batches of 1,024: 2**13 for each of
+# them, no less than 2**7 and no more than 2**24; not its pause between two
+# times that a factor shrinks.
+START, SMALLEST, LARGEST = 2.0**20, 2.0**14, 2.0**31
 _GROWTH, _SHRINKAGE = 2.0 ** (1 / 1000), 2.0**-0.5
 
 
@@ -81,16 +82,28 @@ leave.defvjp(_leave_forward, _leave_backward)
 
 
 def updated(scales: Any, overflows: Any) -> Any:
-  """Returns the scales of the next step, from the gradients of `enter`."""
+  """Returns the scales of the next step, from the gradients of `enter`.
+
+  The paper's grow or shrink once a step. Here they do for each micro-batch, of
+  a step that has several.
+  """
 
   def one(scale, count):
-    grown = jnp.minimum(scale * _GROWTH, LARGEST)
-    return jnp.where(count > 0, scale * _SHRINKAGE, grown)
+    factor = jnp.where(count > 0, _SHRINKAGE, _GROWTH)
+    return jnp.clip(scale * factor, SMALLEST, LARGEST)
 
   return jax.tree.map(one, scales, overflows)
 
 
 def shrank(before: Any, after: Any) -> Array:
-  """Returns whether any scale did, so that the step is to be skipped."""
-  smaller = jax.tree.map(lambda old, new: (new < old).any(), before, after)
-  return jnp.stack(jax.tree.leaves(smaller)).any()
+  """Returns whether any scale had to, so that the step is to be skipped.
+
+  The smallest stays as it is where it overflows, and only there: otherwise it
+  grows. So an overflow of it is not seen here if a micro-batch follows that
+  has none.
+  """
+
+  def one(old, new):
+    return ((new <= old) & (new < LARGEST)).any()
+
+  return jnp.stack(jax.tree.leaves(jax.tree.map(one, before, after))).any()
