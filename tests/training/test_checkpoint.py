@@ -130,6 +130,39 @@ def test_restores_on_another_mesh(tmp_path):
     assert kernel.sharding.shard_shape(kernel.shape) == (16, 24 // after)
 
 
+@pytest.mark.parametrize('before, after', [(8, 2), (2, 4), (3, 2), (4, 4)])
+def test_what_replicas_kept_is_shared_out_anew(tmp_path, before, after):
+  random = np.random.default_rng(0)
+  error = random.normal(size=(before, 6, 4)).astype(np.float32)
+
+  def tree(leaf):
+    return {'exchange': {'error': {'mlp/up/kernel': leaf}}}
+
+  def leaf(replicas, columns=4):
+    mesh = jax.make_mesh(
+      (replicas, 2), ('data', 'fsdp'),
+      axis_types=(jax.sharding.AxisType.Auto,) * 2,
+      devices=jax.devices()[: 2 * replicas],
+    )  # fmt: skip
+    sharding = jax.sharding.NamedSharding(mesh, jax.P('data', 'fsdp'))
+    shape = (replicas, 6, columns)
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, tree(jnp.asarray(error)), {})
+    wanted = leaf(after)
+    state, _, _ = checkpoints.restore(tree(wanted))
+    with pytest.raises(checkpoint.CheckpointError, match='another dtype'):
+      checkpoints.restore(tree(leaf(after, columns=5)))
+  (found,) = jax.tree.leaves(state)
+  assert found.sharding == wanted.sharding
+  if before == after:
+    np.testing.assert_array_equal(found, error)
+  else:
+    expected = np.broadcast_to(error.mean(0), wanted.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize('devices', [1, 8])
 def test_state_may_be_donated_at_once(tmp_path, devices):
   def make(seed):

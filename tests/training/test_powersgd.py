@@ -132,6 +132,41 @@ def test_whole_gradients_until_the_start():
     )
 
 
+def test_what_the_rank_of_the_paper_saves():
+  def sent(rank):
+    """Returns numbers that are sent and that there are, by the matrix."""
+    width, heads = 3968, (62, 64)
+    shapes = {
+      'attention/query/kernel': (width, *heads),
+      'attention/key/kernel': (width, *heads),
+      'attention/value/kernel': (width, *heads),
+      'attention/out/kernel': (*heads, width),
+      'mlp/up/kernel': (width, 4 * width),
+      'mlp/down/kernel': (4 * width, width),
+    }
+    params = {
+      path: jax.ShapeDtypeStruct(shape, jnp.float32)
+      for path, shape in shapes.items()
+    }
+    transform = powersgd.power_sgd(rank=rank, replicas=1)
+    factors = jax.eval_shape(transform.init, params).projection
+    sizes = {path: int(np.prod(shape)) for path, shape in shapes.items()}
+    numbers = {
+      path: rank * (x.shape[0] + sizes[path] // x.shape[0])
+      for path, x in factors.items()
+    }
+    return numbers, sizes
+
+  numbers, sizes = sent(896)
+  saved = 1 - sum(numbers.values()) / sum(sizes.values())
+  assert numbers.keys() == sizes.keys()
+  assert f'{saved:.0%}' == '66%'
+  assert '66 %' in powersgd.power_sgd.__doc__
+  # More than half of a square's side is more than the square.
+  numbers, _ = sent(3968 * 5 // 8)
+  assert {*numbers} == {'mlp/up/kernel', 'mlp/down/kernel'}
+
+
 def test_impossible_numbers_are_refused():
   with pytest.raises(ValueError, match='rank is 0 and replicas 8'):
     powersgd.power_sgd(rank=0, replicas=8)
@@ -149,10 +184,10 @@ SHARDED = ('mesh.fsdp=2', 'mesh.fsdp_minimum_mib=0')
 
 @pytest.fixture
 def prepared(tiny):
-  """Returns what prepares a tiny run on eight devices, and its batches."""
+  """Returns what prepares a tiny run, on eight devices, and its batches."""
 
-  def make(*overrides):
-    run = run_lib.prepare(tiny(*RUN, *overrides))
+  def make(*overrides, devices=None):
+    run = run_lib.prepare(tiny(*RUN, *overrides), devices)
     # Random numbers, so that all replicas have gradients of their own.
     rng = np.random.default_rng(0)
     batch = {
@@ -232,6 +267,56 @@ def test_resumed_runs_go_on_as_if_nothing_happened(prepared, tmp_path):
   with jax.set_mesh(run.mesh):
     found, _ = run.train_step(state, batch)
   jax.tree.map(np.testing.assert_array_equal, *jax.device_get((found, third)))
+
+
+def test_runs_resume_on_another_number_of_replicas(prepared, tmp_path):
+  rank = 'optimizer.compression_rank=1'
+  eight, batch = prepared(rank)
+  _, state, expected = states(eight, batch, steps=3)
+  four, batch = prepared(rank, devices=jax.devices()[:4])
+
+  def mean(error):
+    return jax.tree.map(lambda x: np.asarray(x).mean(0), error)
+
+  def moved(state, run, directory):
+    with checkpoint.Checkpoints(directory) as checkpoints:
+      checkpoints.save(2, state, meta={}, wait=True)
+      found, _, _ = checkpoints.restore(run.state)
+    for path, error in found.exchange.error.items():
+      assert error.shape == run.state.exchange.error[path].shape
+      assert error.sharding == run.state.exchange.error[path].sharding
+      assert np.abs(error).max() > 1e-4
+    jax.tree.map(
+      lambda *two: np.testing.assert_allclose(*two, atol=1e-7),
+      mean(found.exchange.error),
+      mean(state.exchange.error),
+    )
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      *jax.device_get(
+        [
+          x.replace(exchange=x.exchange._replace(error=None))
+          for x in (found, state)
+        ]
+      ),
+    )
+    return found
+
+  state = moved(state, four, tmp_path / 'fewer')
+  with jax.set_mesh(four.mesh):
+    state, _ = four.train_step(state, batch)
+  found = moved(state, eight, tmp_path / 'more')
+  # Another part of the same gradient is applied now, the rest is kept.
+  expected, found = (
+    (rules.by_path(jax.device_get(x.params)), mean(x.exchange.error))
+    for x in (expected, found)
+  )
+  for path, kept in expected[1].items():
+    np.testing.assert_allclose(
+      found[0][path] - RATE * found[1][path],
+      expected[0][path] - RATE * kept,
+      atol=1e-5,
+    )
 
 
 def test_replicas_draw_their_own_random_numbers():

@@ -9,6 +9,7 @@ Storage notices torn files but not all damage: a flipped bit can come back as
 a wrong number. So checksums are taken on the devices, before and after.
 """
 
+import functools
 import json
 import logging
 import math
@@ -23,11 +24,16 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
+from vit_jax.training import powersgd
+
 # Last words of metrics that are better when they are lower.
 _LOWER_IS_BETTER = (
   'loss', 'error', 'perplexity', 'fid', 'distance', 'divergence', 'rank',
   'negative_log_likelihood',
 )  # fmt: skip
+
+# The start of the names of arrays whose first axis counts replicas.
+_OF_REPLICAS = 'exchange/error/'
 
 _NAMES_SHOWN = 20
 _logger = logging.getLogger(__name__)
@@ -164,6 +170,8 @@ class Checkpoints:
     Args:
       abstract_state: tree of jax.ShapeDtypeStruct. Arrays go to the sharding
         of each, on whatever mesh they were saved; without one, to one device.
+        What replicas kept of compressed gradients is shared out anew where
+        there is another number of them, see `powersgd.redistributed`.
 
     Returns:
       (state, meta, step), or None if there is no checkpoint at all.
@@ -178,12 +186,16 @@ class Checkpoints:
     wanted = _named_leaves(abstract_state)
 
     def plan(saved, folder):
-      _check_tree(saved, wanted, folder)
-      return {name: _placed(leaf) for name, leaf in wanted.items()}
+      held = {n: _as_saved(n, leaf, saved) for n, leaf in wanted.items()}
+      _check_tree(saved, held, folder)
+      return {name: _placed(leaf) for name, leaf in held.items()}
 
     arrays, meta, step = self._newest_intact(steps, plan)
     structure = jax.tree.structure(abstract_state)
-    leaves = [arrays[name] for name in wanted]
+    # Taken out one by one, so that none stays in memory in both forms.
+    leaves = [
+      _for_replicas(arrays.pop(name), leaf) for name, leaf in wanted.items()
+    ]
     return jax.tree.unflatten(structure, leaves), meta, step
 
   def load(self, names=(), step=None):
@@ -405,6 +417,33 @@ def _placed(leaf) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _as_saved(
+  name: str, leaf: jax.ShapeDtypeStruct, saved: dict
+) -> jax.ShapeDtypeStruct:
+  """Returns a leaf for as many replicas as were saved, if it has them."""
+  if not name.startswith(_OF_REPLICAS) or name not in saved:
+    return leaf
+  replicas, *shape = saved[name][1]
+  if [replicas, *shape] == [*leaf.shape] or shape != [*leaf.shape[1:]]:
+    return leaf
+  sharding = leaf.sharding
+  if sharding is not None and replicas % leaf.shape[0]:
+    # It does not divide, so each device reads what all replicas had.
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec[1:])
+    sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+  return jax.ShapeDtypeStruct((replicas, *shape), leaf.dtype, sharding=sharding)
+
+
+def _for_replicas(array, leaf: jax.ShapeDtypeStruct):
+  """Returns what was read for the replicas of a leaf; its bits if it can."""
+  if array.shape == leaf.shape:
+    return array
+  share = functools.partial(powersgd.redistributed, replicas=leaf.shape[0])
+  share = jax.jit(share, out_shardings=_placed(leaf).sharding)
+  # One at a time, as in `_describe`.
+  return jax.block_until_ready(share(array))
+
+
 def _select(saved: dict, names, folder) -> list[str]:
   for name in names:
     if not any(f'{key}/'.startswith(f'{name}/') for key in saved):
@@ -432,9 +471,7 @@ def _check_tree(saved: dict, wanted: dict, folder) -> None:
     f'missing in it:{_lines(missing)}\n'
     f'unexpected in it:{_lines(unexpected)}\n'
     f'of another dtype or shape:{_lines(other)}\n'
-    'Use the config that the run was started with (with '
-    'optimizer.compression_rank the same number of devices along mesh.data, '
-    'too), or another directory.'
+    'Use the config that the run was started with, or another directory.'
   )
 
 

@@ -63,7 +63,10 @@ def power_sgd(
   the same on all of them.
 
   Args:
-    rank: of what is exchanged; the paper: 5/8 of the smaller side saves 86 %.
+    rank: of what is exchanged: of a matrix rank * (rows + columns) numbers.
+      The paper's 896, at a width of 3,968, saves 66 % of its blocks here,
+      where factors are of whole matrices, and 86 % there, where each of 8 GPUs
+      has its own factors, of rank 112, of its part of each matrix.
     replicas: size of the axis.
     axis: of the mesh.
     start: updates before that send whole gradients, as the first ones change
@@ -135,6 +138,19 @@ def state_specs(axis: str = 'data') -> State:
   return State(
     step=PartitionSpec(), error=PartitionSpec(axis), projection=PartitionSpec()
   )
+
+
+def redistributed(error: Array, replicas: int) -> Array:
+  """Returns errors for another number of replicas, [replicas, *shape].
+
+  Updates see errors only in means over replicas. So each gets the mean of what
+  all of them had kept, and nothing is lost.
+
+  Args:
+    error: of `State`, [replicas before, *shape].
+    replicas: how many there are now.
+  """
+  return jnp.broadcast_to(error.mean(0), (replicas, *error.shape[1:]))
 
 
 def _low_rank(matrix: Array, projection: Array, mean: Callable) -> Array:
