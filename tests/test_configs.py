@@ -1,6 +1,7 @@
 """Every configuration is read, checked and traced; recipes hold figures."""
 
 import functools
+import math
 import pathlib
 import re
 import runpy
@@ -15,6 +16,7 @@ from vit_jax import config
 from vit_jax.analysis import compute
 from vit_jax.data import splits
 from vit_jax.models.vit import count_parameters
+from vit_jax.tasks import ramp
 from vit_jax.training import build, frozen, optimizer, schema
 from vit_jax.training import run as run_lib
 
@@ -223,7 +225,12 @@ RECIPES = [
   # Zhai et al., arXiv:2111.07991, and arXiv:2303.15343.
   ('lit', 'B/16', 60_000, 1e-3, 0, 0.1, 16_384),
   ('siglip', 'B/16', 274_658, 1e-3, 0, 0.1, 32_768),
+  # Ramesh et al., arXiv:2102.12092, appendices A.2 and B.
+  ('dvae', '', 3_000_000, 1e-4, 1.25e-6, 1e-4, 512),
+  ('dalle', '12b', 430_000, 4.5e-4, 4.5e-4 / 32, 0.045, 1024),
 ]
+# Steps until the peak, where they are not 10,000.
+WARMUPS = {'dvae': 0, 'dalle': 5_000}
 
 
 @pytest.mark.parametrize(
@@ -247,10 +254,12 @@ def test_schedule_of_recipe(
     return settings.optimizer.learning_rate * float(schedule(step))
 
   assert total == steps
-  assert rate(0) == 0
-  assert rate(5_000) == pytest.approx(peak / 2)
-  assert rate(10_000) == pytest.approx(peak)
-  assert rate(10_001) <= peak
+  warmup = WARMUPS.get(name, 10_000)
+  if warmup:
+    assert rate(0) == 0
+    assert rate(warmup // 2) == pytest.approx(peak / 2)
+  assert rate(warmup) == pytest.approx(peak)
+  assert rate(warmup + 1) <= peak
   assert rate(steps) == pytest.approx(final, rel=1e-4, abs=1e-12)
   found = optimizer.decay_times_learning_rate(settings.optimizer)
   assert found == pytest.approx(decay)
@@ -311,9 +320,39 @@ def test_dalle_has_the_parameters_of_the_paper():
   assert (model.width, model.depth, model.num_heads) == (3968, 64, 62)
   assert model.mlp_dim == 4 * model.width
   assert layers == pytest.approx(12e9, rel=0.01)
-  schedule = schedule_of(resolve('dalle', '12b'), 430_000)
-  found = [float(schedule(step)) for step in (0, 2_500, 5_000, 430_000)]
-  assert found == pytest.approx([0, 0.5, 1, 1 / 32], abs=1e-6)
+
+
+def test_dalle_has_the_optimizer_of_the_paper():
+  adam = resolve('dalle', '12b').optimizer
+  assert adam.name == 'adamw'
+  assert (adam.b1, adam.b2, adam.epsilon) == (0.9, 0.96, 1e-8)
+  assert adam.clip_norm == 4
+  # 0.99 every 25 updates.
+  assert adam.average**25 == pytest.approx(0.99, abs=1e-4)
+
+
+def test_discrete_vae_is_trained_as_in_the_paper():
+  settings = resolve('dvae')
+  adam = settings.optimizer
+  assert (adam.name, adam.average) == ('adamw', 0.999)
+  assert (adam.b1, adam.b2, adam.epsilon) == (0.9, 0.999, 1e-8)
+  schedule = schedule_of(settings, 3_000_000)
+  to_steps = functools.partial(
+    config.to_steps, batch_size=512, examples=1, total=3_000_000
+  )
+
+  def values(name, *steps):
+    found = ramp.parse(settings.task[name], name)
+    return [float(found.at(step, to_steps)) for step in steps]
+
+  # All along half a cosine, and then constant.
+  temperature = values('temperature', 0, 50_000, 150_000, 3_000_000)
+  assert temperature == pytest.approx([1, 1 - 15 / 64, 1 / 16, 1 / 16])
+  kl_weight = values('kl_weight', 0, 2_500, 5_000, 3_000_000)
+  assert kl_weight == pytest.approx([0, 3.3, 6.6, 6.6])
+  rate = [float(schedule(step)) for step in (300_000, 1_100_000, 1_200_000)]
+  share = [(1 + math.cos(math.pi * x)) / 2 for x in (1 / 4, 11 / 12, 1)]
+  assert rate == pytest.approx([0.0125 + 0.9875 * x for x in share])
 
 
 def test_parameters_of_the_76_5_percent_baseline():
