@@ -119,7 +119,7 @@ def test_a_step_that_overflows_is_left_out(accumulate, exchanged):
       np.testing.assert_array_equal, getattr(before, name), getattr(after, name)
     )
   scales = np.concatenate(jax.tree.leaves(after.others))
-  grown = gradient_scale.START * 2 ** (accumulate / 1000)
+  grown = gradient_scale.START * 2 ** (1 / 1000)
   shrunk = grown * 2 ** (-0.5 - 1 / 1000)
   assert np.isclose(scales, shrunk).any()
   assert np.isclose(scales, shrunk).sum() + np.isclose(scales, grown).sum() == 6
@@ -137,25 +137,26 @@ def test_scales_stay_within_the_limits_of_the_paper():
   np.testing.assert_allclose(
     finite['scale'] / before['scale'], [2**0.001, 2**0.001, 1], rtol=1e-6
   )
-  assert not gradient_scale.shrank(before, finite)
   overflown = gradient_scale.updated(before, {'scale': jnp.ones(3)})
   np.testing.assert_allclose(
     overflown['scale'], [smallest, smallest, largest / np.sqrt(2)], rtol=1e-6
   )
-  for one in range(3):
-    assert gradient_scale.shrank(before['scale'][one], overflown['scale'][one])
 
 
-def test_a_step_that_overflows_at_the_smallest_scale_is_left_out():
+@pytest.mark.parametrize('accumulate', [1, 4])
+def test_a_step_that_overflows_at_the_smallest_scale_is_left_out(accumulate):
   task, tx = Task(jnp.float16, scan=True), optax.sgd(1e-3)
   state = state_lib.create(task.init(), tx, KEY, average=False)
   smallest = jax.tree.map(
     lambda x: jnp.full_like(x, gradient_scale.SMALLEST), state.others
   )
   state = state.replace(others=smallest)
-  step = jax.jit(step_lib.make_train_step(task, tx, settings()))
+  # The first example is in the first micro-batch; no other overflows.
+  factor = np.full(8, 1e-8, np.float32)
+  factor[0] = 1e9
+  step = jax.jit(step_lib.make_train_step(task, tx, settings(accumulate)))
   with jax.set_mesh(mesh.make(mesh.Settings(), jax.devices()[:1])):
-    after, metrics = step(state, {**BATCH, 'factor': np.full(8, 1e9)})
+    after, metrics = step(state, {**BATCH, 'factor': factor})
   assert metrics['skipped'] == 1
   jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
   scales = np.concatenate(jax.tree.leaves(after.others))

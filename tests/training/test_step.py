@@ -101,7 +101,7 @@ def test_accumulation_gives_each_micro_batch_a_key_of_its_own():
 
   key = jax.random.key(0, impl='rbg')
   state = state_lib.State(0, jnp.ones(()), {}, (), None, key)
-  ((_, metrics), _), _ = step_lib._accumulated(
+  ((_, metrics), _, _), _ = step_lib._accumulated(
     Task(), state, {'x': jnp.zeros((8, 1))}, key, 4
   )
   assert metrics['square'] > metrics['drawn'] ** 2 + 1e-3  # They differ.

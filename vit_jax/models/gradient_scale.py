@@ -82,10 +82,12 @@ leave.defvjp(_leave_forward, _leave_backward)
 
 
 def updated(scales: Any, overflows: Any) -> Any:
-  """Returns the scales of the next step, from the gradients of `enter`.
+  """Returns the scales of the next step.
 
-  The paper's grow or shrink once a step. Here they do for each micro-batch, of
-  a step that has several.
+  Args:
+    scales: of this one.
+    overflows: what came in place of their gradients: the number of values that
+      overflowed, or its mean over micro-batches or replicas.
   """
 
   def one(scale, count):
@@ -95,15 +97,9 @@ def updated(scales: Any, overflows: Any) -> Any:
   return jax.tree.map(one, scales, overflows)
 
 
-def shrank(before: Any, after: Any) -> Array:
-  """Returns whether any scale had to, so that the step is to be skipped.
+def any_overflow(overflows: Any) -> Array:
+  """Returns whether there was one, so that the step is to be skipped.
 
-  The smallest stays as it is where it overflows, and only there: otherwise it
-  grows. So an overflow of it is not seen here if a micro-batch follows that
-  has none.
+  Scales do not tell it: the smallest stays as it is.
   """
-
-  def one(old, new):
-    return ((new <= old) & (new < LARGEST)).any()
-
-  return jnp.stack(jax.tree.leaves(jax.tree.map(one, before, after))).any()
+  return jnp.stack([(x > 0).any() for x in jax.tree.leaves(overflows)]).any()

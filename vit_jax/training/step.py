@@ -17,7 +17,12 @@ Metrics = dict[str, jax.Array]
 
 
 def _gradients(task: Any, state: State, batch: Any, key: Any):
-  """Returns ((loss, metrics), gradients), others of one (micro-)batch."""
+  """Returns what one (micro-)batch gives.
+
+  Returns:
+    ((loss, metrics), gradients, overflows), others. Overflows are those of
+    `gradient_scale`, in place of gradients of its scales; {} without them.
+  """
   scales = gradient_scale.of(state.others)
 
   def loss(params, scales):
@@ -31,8 +36,8 @@ def _gradients(task: Any, state: State, batch: Any, key: Any):
   (value, (metrics, others)), (gradients, overflows) = differentiate(
     state.params, scales
   )
-  scales = gradient_scale.updated(scales, overflows)
-  return ((value, metrics), gradients), {**state.others, **others, **scales}
+  others = {**state.others, **others}
+  return ((value, metrics), gradients, overflows), others
 
 
 def _accumulated(task: Any, state: State, batch: Any, key: Any, count: int):
@@ -67,18 +72,18 @@ def _cached(task: Any, state: State, batch: Any, key: Any, count: int):
   result = gradient_cache.value_and_gradients(
     embed, task.loss_of_features, state.params, batch, key, count
   )
-  return result, state.others
+  return (*result, {}), state.others
 
 
-def _unless_overflown(before: State, after: State) -> tuple[State, Any]:
+def _unless_overflown(
+  before: State, after: State, overflows: Any
+) -> tuple[State, Any]:
   """Leaves a step out whose gradients are not whole, but for their scales.
 
   Returns:
     The state, and a metric: whether the step was left out.
   """
-  skipped = gradient_scale.shrank(
-    gradient_scale.of(before.others), gradient_scale.of(after.others)
-  )
+  skipped = gradient_scale.any_overflow(overflows)
   kept = before.replace(step=after.step, others=after.others)
   state = jax.tree.map(
     lambda old, new: jnp.where(skipped, old, new), kept, after
@@ -151,7 +156,7 @@ def make_train_step(
       result, others = _accumulated(
         task, state, batch, key, settings.accumulate
       )
-    (loss, metrics), gradients = result
+    (loss, metrics), gradients, overflows = result
     if settings.freeze:
       # Zeros here let the compiler drop the backward pass of frozen parts.
       gradients = jax.tree.map(
@@ -162,9 +167,14 @@ def make_train_step(
     exchanged = state.exchange
     if exchange:
       gradients, exchanged = exchange.update(gradients, exchanged)
-      loss, metrics = jax.lax.pmean((loss, metrics), 'data')
       # All skip a step that one of them has to.
-      others |= jax.lax.pmin(gradient_scale.of(others), 'data')
+      loss, metrics, overflows = jax.lax.pmean(
+        (loss, metrics, overflows), 'data'
+      )
+    if overflows:
+      others |= gradient_scale.updated(
+        gradient_scale.of(state.others), overflows
+      )
     norm = optax.tree.norm(gradients)
     updates, optimizer = tx.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -180,8 +190,8 @@ def make_train_step(
       key=state.key,
       exchange=exchanged,
     )
-    if gradient_scale.of(others):
-      after, skipped = _unless_overflown(state, after)
+    if overflows:
+      after, skipped = _unless_overflown(state, after, overflows)
       metrics |= skipped
     return after, {'loss': loss, 'gradient_norm': norm, **metrics}
 
