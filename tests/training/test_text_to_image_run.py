@@ -96,7 +96,7 @@ def test_pairs_that_were_never_seen_are_drawn(tmp_path):
   found = scores(run, *settings, '--best-of=4', f'--clip={clip}')
   assert found['codes_all'] > 0.7
   assert found['single_place'] > 0.8
-  assert found['single_all'] > 0.25
-  assert found['best_of_4_all'] > found['single_all'] + 0.1
+  assert found['single_all'] > 0.35
+  assert found['best_of_4_all'] > found['single_all']
   assert found['chance_place'] < 0.15
   assert found['chance_all'] < 0.05
