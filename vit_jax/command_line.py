@@ -313,6 +313,27 @@ def check_writable(option: str, path: pathlib.Path | None) -> None:
     path.unlink()
 
 
+def check_folder(out: pathlib.Path, folder: pathlib.Path) -> None:
+  """Raises ConfigError now, if a folder could not be written to later.
+
+  Args:
+    out: what `--out` was given.
+    folder: the same, or one in it; it need not be there yet.
+  """
+  folder = folder.absolute()
+  there = next(x for x in (folder, *folder.parents) if os.path.exists(x))
+  if not there.is_dir():
+    raise ConfigError(
+      f'--out={out} cannot be written to: {there} is a file. Name a folder; it '
+      'need not be there yet.'
+    )
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise ConfigError(
+      f'--out={out} cannot be written to: {there} may not be changed by you. '
+      'Name another folder.'
+    )
+
+
 def tell_broken(console: Console) -> Callable[[str, str], None]:
   """Returns what prints the name of a broken record, and what is wrong."""
 

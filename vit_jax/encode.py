@@ -29,7 +29,6 @@ shards.
 """
 
 import argparse
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str], console: Console) -> None:
   known, overrides = command_line.split(options, arguments)
   names = (known.only,) if known.only else ('train', 'test')
   for name in names:
-    _check_out(known.out, name)
+    command_line.check_folder(known.out, known.out / name)
   # A host whose shards are written waits for those that still encode.
   processes.start(patience=_WEEK)
   settings = config.resolve(config.load(known.config), overrides, schema.SCHEMA)
@@ -113,22 +112,6 @@ def main(arguments: Sequence[str], console: Console) -> None:
   for name, encoder in encoders.items():
     _write(encoder, known.out / name, range(part, encoder.about.shards, parts),
            console)  # fmt: skip
-
-
-def _check_out(out: pathlib.Path, name: str) -> None:
-  """Raises ConfigError if the folder of a split cannot be written to."""
-  folder = (out / name).absolute()
-  there = next(x for x in (folder, *folder.parents) if os.path.exists(x))
-  if not there.is_dir():
-    raise ConfigError(
-      f'--out={out} cannot be written to: {there} is a file. Name a folder; it '
-      'need not be there yet.'
-    )
-  if not os.access(there, os.W_OK | os.X_OK):
-    raise ConfigError(
-      f'--out={out} cannot be written to: {there} may not be changed by you. '
-      'Name another folder.'
-    )
 
 
 def _write(

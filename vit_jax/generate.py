@@ -17,7 +17,6 @@ they are to be replaced.
 
 import argparse
 import contextlib
-import os
 import pathlib
 import re
 import time
@@ -113,14 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check_out(out: pathlib.Path | None) -> None:
   if not out:
     raise ConfigError('--out is missing: the folder to write to.')
-  if out.exists() and not out.is_dir():
-    raise ConfigError(f'--out={out} is a file, not a folder.')
-  there = next(x for x in (out, *out.absolute().parents) if x.exists())
-  if not there.is_dir() or not os.access(there, os.W_OK):
-    raise ConfigError(
-      f'--out={out} cannot be written to: {there} is a file, or its owner does '
-      'not let you.'
-    )
+  command_line.check_folder(out, out)
 
 
 def _check_repeat(known: argparse.Namespace, given: set[str]) -> None:

@@ -24,7 +24,7 @@ def draw(
 ) -> Image.Image:
   """Returns the sheet.
 
-  Characters that the font lacks, such as emoji, are spelled as U+1F600.
+  Characters that the font lacks are spelled, such as U+65E5 in place of 日.
 
   Args:
     images: uint8 [height, width, 1 or 3] each, of any sizes.
